@@ -1,0 +1,513 @@
+//! One pass over a header's JSON into a compact table (spec chapters 3 and 4).
+//!
+//! A tensor costs 32 bytes, its dimensions eight each and its place in the name index eight; names
+//! and metadata stay in the header's own bytes. Only strings with escapes are copied, into one pool.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use crate::dtype::Dtype;
+use crate::error::{Error, Reason};
+use crate::forever::METADATA_KEY;
+use crate::json::{Cursor, KeyStack, SkipRules, Str, skip_value};
+use crate::limits::{Limits, Quirks, ReadOptions};
+use crate::names::NameIndex;
+
+/// Where a string lies: in the header's JSON, or (the high bit of `len`) decoded in the pool.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Span {
+    start: u32,
+    len: u32,
+}
+
+const POOLED: u32 = 1 << 31;
+const UNKNOWN: u8 = u8::MAX;
+
+/// A tensor's row. A header has at most 10^8 bytes, so 32 bits reach every place in it.
+#[derive(Clone, Debug)]
+pub(crate) struct Entry {
+    pub name: Span,
+    dims: u32,
+    rank: u16,
+    dtype: u8,
+    pub begin: u64,
+    pub end: u64,
+}
+
+/// What one pass found.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Table {
+    pub entries: Vec<Entry>,
+    dims: Vec<u64>,
+    /// Names of dtypes that the table does not know, by the entry that has them, ascending.
+    unknown: Vec<(u32, Span)>,
+    pub metadata: Option<Vec<(Span, Span)>>,
+    pool: String,
+    pub names: NameIndex,
+    /// First and one past the last byte of the object, within the header.
+    pub object: (usize, usize),
+}
+
+/// The fields of an entry while it is read.
+#[derive(Default)]
+struct Fields {
+    dtype: Option<Str>,
+    shape: Option<(u32, u16)>,
+    offsets: Option<(u64, u64)>,
+}
+
+impl Table {
+    /// The string of a span. `json` is the header that was scanned; should its owner have changed
+    /// it since (a mapped file can), the string is empty rather than wrong.
+    pub fn text<'a>(&'a self, json: &'a [u8], span: Span) -> &'a str {
+        let start = span.start as usize;
+        let range = start..start + (span.len & !POOLED) as usize;
+        if span.len & POOLED != 0 {
+            return self.pool.get(range).unwrap_or("");
+        }
+        json.get(range)
+            .and_then(|bytes| core::str::from_utf8(bytes).ok())
+            .unwrap_or("")
+    }
+
+    /// The bytes of a span's string: what comparing needs.
+    pub fn bytes<'a>(&'a self, json: &'a [u8], span: Span) -> &'a [u8] {
+        let start = span.start as usize;
+        let range = start..start + (span.len & !POOLED) as usize;
+        let from = if span.len & POOLED != 0 {
+            self.pool.as_bytes()
+        } else {
+            json
+        };
+        from.get(range).unwrap_or(&[])
+    }
+
+    pub fn shape(&self, entry: &Entry) -> &[u64] {
+        let start = entry.dims as usize;
+        self.dims
+            .get(start..start + entry.rank as usize)
+            .unwrap_or(&[])
+    }
+
+    pub fn dtype(&self, entry: &Entry) -> Option<Dtype> {
+        Dtype::ALL.get(entry.dtype as usize).copied()
+    }
+
+    /// The name of an unknown dtype of the entry at `position`.
+    pub fn unknown_dtype<'a>(&'a self, json: &'a [u8], position: usize) -> &'a str {
+        match self
+            .unknown
+            .binary_search_by_key(&(position as u32), |&(at, _)| at)
+        {
+            Ok(at) => self
+                .unknown
+                .get(at)
+                .map_or("", |&(_, span)| self.text(json, span)),
+            Err(_) => "",
+        }
+    }
+
+    /// Drops the entries at `positions` (ascending), which later ones of the same name replace.
+    pub fn drop_entries(&mut self, json: &[u8], positions: &[u32]) {
+        let mut kept = NameIndex::default();
+        let mut entries = Vec::with_capacity(self.entries.len() - positions.len());
+        let mut unknown = Vec::new();
+        for (i, entry) in self.entries.iter().enumerate() {
+            if positions.binary_search(&(i as u32)).is_ok() {
+                continue;
+            }
+            let position = entries.len() as u32;
+            if let Ok(at) = self
+                .unknown
+                .binary_search_by_key(&(i as u32), |&(at, _)| at)
+            {
+                unknown.extend(self.unknown.get(at).map(|&(_, span)| (position, span)));
+            }
+            kept.push(self.bytes(json, entry.name), position);
+            entries.push(entry.clone());
+        }
+        (self.entries, self.unknown) = (entries, unknown);
+        let by_name = |i: u32| {
+            self.entries
+                .get(i as usize)
+                .map_or(&[][..], |e| self.bytes(json, e.name))
+        };
+        let _: Result<(), core::convert::Infallible> = kept.finish(by_name, |_, _| Ok(()));
+        self.names = kept;
+    }
+}
+
+/// Scans a header's JSON.
+pub(crate) fn scan(json: &[u8], options: &ReadOptions) -> Result<Table, Error> {
+    let scanner = Scanner {
+        cursor: Cursor::new(json),
+        options,
+        table: Table::default(),
+        keys: KeyStack::default(),
+        metadata_seen: false,
+    };
+    scanner.header()
+}
+
+struct Scanner<'a> {
+    cursor: Cursor<'a>,
+    options: &'a ReadOptions,
+    table: Table,
+    keys: KeyStack,
+    /// Apart from the table's metadata, since the reference's profile takes `null` for absent.
+    metadata_seen: bool,
+}
+
+impl<'a> Scanner<'a> {
+    fn header(mut self) -> Result<Table, Error> {
+        if self.cursor.text.starts_with(b"\xEF\xBB\xBF") {
+            return Err(self
+                .cursor
+                .error(Reason::ByteOrderMark)
+                .needed("`{` as the first character"));
+        }
+        self.cursor.whitespace();
+        self.table.object.0 = self.cursor.pos;
+        if !self.cursor.take(b'{') {
+            return Err(self.no_object());
+        }
+        if !self.cursor.take(b'}') {
+            loop {
+                self.member()?;
+                if !self.cursor.take(b',') {
+                    break;
+                }
+            }
+            self.cursor.expect(b'}')?;
+        }
+        self.table.object.1 = self.cursor.pos;
+        self.cursor.whitespace();
+        if self.cursor.peek().is_some() {
+            return Err(self
+                .cursor
+                .misplaced(Reason::Framing, "spaces up to the header's end"));
+        }
+        Ok(self.table)
+    }
+
+    /// Why no `{` opens the header: another JSON value, or something that is none.
+    fn no_object(&mut self) -> Error {
+        let json = matches!(
+            self.cursor.peek(),
+            Some(b'[' | b'"' | b'-' | b'0'..=b'9' | b't' | b'f' | b'n')
+        );
+        match (json, self.cursor.peek()) {
+            (true, _) => self.cursor.misplaced(Reason::NotAnObject, "`{`"),
+            (_, None) => self.cursor.syntax("`{`"),
+            _ => self.cursor.misplaced(Reason::Framing, "`{`"),
+        }
+    }
+
+    fn member(&mut self) -> Result<(), Error> {
+        let key = self.cursor.string()?;
+        self.cursor.expect(b':')?;
+        let name = self.span(key)?;
+        if self.table.bytes(self.cursor.text, name) == METADATA_KEY.as_bytes() {
+            return self.metadata(key);
+        }
+        let count = self.table.entries.len() as u64 + 1;
+        Limits::check(count, self.options.limits.tensors, Reason::LimitTensors)?;
+        self.entry(name).map_err(|error| match error.tensor_name() {
+            Some(_) => error,
+            None => error.tensor(self.table.text(self.cursor.text, name)),
+        })
+    }
+
+    fn metadata(&mut self, key: Str) -> Result<(), Error> {
+        if core::mem::replace(&mut self.metadata_seen, true) {
+            self.cursor.pos = key.start;
+            return Err(self
+                .cursor
+                .error(Reason::DuplicateMetadata)
+                .needed("`__metadata__` once"));
+        }
+        let mut found = Vec::new();
+        if !self.cursor.take(b'{') {
+            if self.options.quirks.has(Quirks::METADATA_NULL) && self.cursor.take_exact(b"null") {
+                return Ok(());
+            }
+            return Err(self
+                .cursor
+                .misplaced(Reason::MetadataNotObject, "an object of strings"));
+        }
+        if !self.cursor.take(b'}') {
+            loop {
+                let key = self.cursor.string()?;
+                let key = self.span(key)?;
+                self.cursor.expect(b':')?;
+                self.cursor.whitespace();
+                if self.cursor.peek() != Some(b'"') {
+                    return Err(self.cursor.misplaced(Reason::MetadataValue, "a string"));
+                }
+                let value = self.cursor.string()?;
+                let value = self.span(value)?;
+                found.push((key, value));
+                let limit = self.options.limits.metadata_entries;
+                Limits::check(found.len() as u64, limit, Reason::LimitMetadata)?;
+                if !self.cursor.take(b',') {
+                    break;
+                }
+            }
+            self.cursor.expect(b'}')?;
+        }
+        self.table.metadata = Some(self.unique_metadata(found)?);
+        Ok(())
+    }
+
+    /// Metadata without keys that repeat: refused, or in the reference's profile the last kept.
+    fn unique_metadata(&self, mut found: Vec<(Span, Span)>) -> Result<Vec<(Span, Span)>, Error> {
+        let json = self.cursor.text;
+        let mut index = NameIndex::default();
+        for (i, &(key, _)) in found.iter().enumerate() {
+            index.push(self.table.bytes(json, key), i as u32);
+        }
+        let key_of = |i: u32| {
+            found
+                .get(i as usize)
+                .map_or(&[][..], |&(key, _)| self.table.bytes(json, key))
+        };
+        let mut replaced = Vec::new();
+        index.finish(key_of, |earlier, _| {
+            replaced.push(earlier);
+            if self
+                .options
+                .quirks
+                .has(Quirks::DUPLICATE_METADATA_KEY_LAST_WINS)
+            {
+                return Ok(());
+            }
+            let key = found
+                .get(earlier as usize)
+                .map_or("", |&(key, _)| self.table.text(json, key));
+            Err(Error::new(Reason::DuplicateMetadataKey)
+                .found(format_args!("key {key:?} again"))
+                .needed("each key once"))
+        })?;
+        replaced.sort_unstable();
+        let mut position = 0;
+        found.retain(|_| {
+            position += 1;
+            replaced.binary_search(&(position - 1)).is_err()
+        });
+        Ok(found)
+    }
+
+    fn entry(&mut self, name: Span) -> Result<(), Error> {
+        let mut fields = Fields::default();
+        if self.cursor.take(b'{') {
+            self.entry_object(&mut fields)?;
+        } else if self.options.quirks.has(Quirks::ENTRY_AS_ARRAY) && self.cursor.take(b'[') {
+            self.entry_array(&mut fields)?;
+        } else {
+            return Err(self.cursor.misplaced(Reason::EntryNotObject, "an object"));
+        }
+        let missing = |field| Error::new(Reason::MissingField).needed(format_args!("`{field}`"));
+        let dtype = fields.dtype.ok_or_else(|| missing("dtype"))?;
+        let (dims, rank) = fields.shape.ok_or_else(|| missing("shape"))?;
+        let (begin, end) = fields.offsets.ok_or_else(|| missing("data_offsets"))?;
+        let position = self.table.entries.len() as u32;
+        let dtype = self.dtype(dtype, position)?;
+        let mut names = core::mem::take(&mut self.table.names);
+        names.push(self.table.bytes(self.cursor.text, name), position);
+        self.table.names = names;
+        self.table.entries.push(Entry {
+            name,
+            dims,
+            rank,
+            dtype,
+            begin,
+            end,
+        });
+        Ok(())
+    }
+
+    fn entry_object(&mut self, fields: &mut Fields) -> Result<(), Error> {
+        let mark = self.keys.mark();
+        if self.cursor.take(b'}') {
+            return Ok(());
+        }
+        loop {
+            let key = self.cursor.string()?;
+            self.cursor.expect(b':')?;
+            self.field(key, fields)?;
+            if !self.cursor.take(b',') {
+                break;
+            }
+        }
+        self.cursor.expect(b'}')?;
+        if let Some(key) = self.keys.close(mark, &self.cursor)? {
+            return Err(self.repeated_field(key));
+        }
+        Ok(())
+    }
+
+    fn repeated_field(&mut self, key: Str) -> Error {
+        self.cursor.pos = key.start.saturating_sub(1);
+        self.cursor
+            .misplaced(Reason::DuplicateField, "each key once")
+    }
+
+    fn field(&mut self, key: Str, fields: &mut Fields) -> Result<(), Error> {
+        let mut decoded = String::new();
+        let name = if key.escaped {
+            self.cursor.decode(key, &mut decoded)?;
+            decoded.as_bytes()
+        } else {
+            self.cursor.raw(key)
+        };
+        let repeated = match name {
+            b"dtype" => {
+                let dtype = self.dtype_string()?;
+                fields.dtype.replace(dtype).is_some()
+            }
+            b"shape" => {
+                let shape = self.shape()?;
+                fields.shape.replace(shape).is_some()
+            }
+            b"data_offsets" => {
+                let offsets = self.offsets()?;
+                fields.offsets.replace(offsets).is_some()
+            }
+            _ => return self.unknown_field(key),
+        };
+        if repeated {
+            Err(self.repeated_field(key))
+        } else {
+            Ok(())
+        }
+    }
+
+    /// A key that this version does not know: skipped, the valve for extensions (spec 4.6).
+    fn unknown_field(&mut self, key: Str) -> Result<(), Error> {
+        let repeats = self.options.quirks.has(Quirks::UNKNOWN_FIELD_REPEATS);
+        if !repeats {
+            self.keys.push(key);
+        }
+        let finite = self.options.quirks.has(Quirks::NUMBER_RANGE_IN_SKIPPED);
+        let rules = SkipRules {
+            depth: self.options.depth(),
+            repeats,
+            finite,
+        };
+        skip_value(&mut self.cursor, 2, &rules, &mut self.keys)
+    }
+
+    /// The reference's array form: dtype, shape and offsets in this order, nothing else.
+    fn entry_array(&mut self, fields: &mut Fields) -> Result<(), Error> {
+        fields.dtype = Some(self.dtype_string()?);
+        self.cursor.expect(b',')?;
+        fields.shape = Some(self.shape()?);
+        self.cursor.expect(b',')?;
+        fields.offsets = Some(self.offsets()?);
+        self.cursor.expect(b']')
+    }
+
+    fn dtype_string(&mut self) -> Result<Str, Error> {
+        self.cursor.whitespace();
+        if self.cursor.peek() == Some(b'"') {
+            return self.cursor.string();
+        }
+        if self.options.quirks.has(Quirks::DTYPE_AS_ENUM_MAP) && self.cursor.take(b'{') {
+            let name = self.cursor.string()?;
+            self.cursor.expect(b':')?;
+            self.cursor.whitespace();
+            // serde takes an empty object for the unit that a plain variant carries.
+            if !self.cursor.take_exact(b"null") {
+                self.cursor.expect(b'{')?;
+                self.cursor.expect(b'}')?;
+            }
+            self.cursor.expect(b'}')?;
+            return Ok(name);
+        }
+        Err(self.cursor.misplaced(Reason::DtypeNotString, "a string"))
+    }
+
+    /// The dtype's place in the table; an unknown name is kept, for a reader that only inspects.
+    fn dtype(&mut self, name: Str, position: u32) -> Result<u8, Error> {
+        let span = self.span(name)?;
+        let text = self.table.text(self.cursor.text, span);
+        if let Some(dtype) = Dtype::from_name(text) {
+            return Ok(dtype as u8);
+        }
+        if self.options.quirks.has(Quirks::UNKNOWN_DTYPE_REFUSED) {
+            return Err(Error::unsupported_dtype(text));
+        }
+        self.table.unknown.push((position, span));
+        Ok(UNKNOWN)
+    }
+
+    fn shape(&mut self) -> Result<(u32, u16), Error> {
+        self.cursor.whitespace();
+        if !self.cursor.take(b'[') {
+            return Err(self
+                .cursor
+                .misplaced(Reason::ShapeNotArray, "an array of integers"));
+        }
+        let start = self.table.dims.len();
+        let max = self.options.max_integer();
+        if !self.cursor.take(b']') {
+            loop {
+                let extent = self.cursor.integer(max)?;
+                self.table.dims.push(extent);
+                let limits = &self.options.limits;
+                Limits::check(self.table.dims.len() as u64, limits.dims, Reason::LimitDims)?;
+                let rank = (self.table.dims.len() - start) as u64;
+                Limits::check(rank, limits.rank.min(u16::MAX as u64), Reason::LimitRank)?;
+                if !self.cursor.take(b',') {
+                    break;
+                }
+            }
+            self.cursor.expect(b']')?;
+        }
+        Ok((start as u32, (self.table.dims.len() - start) as u16))
+    }
+
+    fn offsets(&mut self) -> Result<(u64, u64), Error> {
+        let max = self.options.max_integer();
+        self.cursor.whitespace();
+        let start = self.cursor.pos;
+        let wrong = |cursor: &mut Cursor<'_>| {
+            cursor.pos = start;
+            cursor.misplaced(
+                Reason::OffsetsForm,
+                "an array of two integers, [begin, end]",
+            )
+        };
+        if !self.cursor.take(b'[') || self.cursor.take(b']') {
+            return Err(wrong(&mut self.cursor));
+        }
+        let begin = self.cursor.integer(max)?;
+        if !self.cursor.take(b',') {
+            return Err(wrong(&mut self.cursor));
+        }
+        let end = self.cursor.integer(max)?;
+        if !self.cursor.take(b']') {
+            return Err(wrong(&mut self.cursor));
+        }
+        Ok((begin, end))
+    }
+
+    /// Where a string's text can be had later: in place, or decoded into the pool.
+    #[inline]
+    fn span(&mut self, string: Str) -> Result<Span, Error> {
+        if !string.escaped {
+            let len = (string.end - string.start) as u32;
+            return Ok(Span {
+                start: string.start as u32,
+                len,
+            });
+        }
+        let start = self.table.pool.len();
+        self.cursor.decode(string, &mut self.table.pool)?;
+        let len = (self.table.pool.len() - start) as u32;
+        Ok(Span {
+            start: start as u32,
+            len: len | POOLED,
+        })
+    }
+}

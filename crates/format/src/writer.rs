@@ -1,0 +1,421 @@
+//! The writer (spec chapter 9): from names, dtypes and shapes to the bytes of a header and the
+//! place of every tensor. Equal input gives equal bytes, and with the default options the bytes are
+//! those of the reference implementation.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt::Write;
+
+use crate::dtype::Dtype;
+use crate::error::{Error, Reason};
+use crate::forever::{HEADER_ALIGN, MAX_HEADER_LEN, METADATA_KEY, PAD, PAGE_ALIGN, PREFIX_LEN};
+use crate::names::NameIndex;
+
+/// A tensor to be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TensorSpec<'a> {
+    /// Its name; any string but `__metadata__`.
+    pub name: &'a str,
+    /// Its dtype.
+    pub dtype: Dtype,
+    /// Its extents in elements.
+    pub shape: &'a [u64],
+}
+
+/// In which order tensors lie in the file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Order {
+    /// The canonical order (spec 9.6), the reference's: dtype descending, then name ascending.
+    #[default]
+    Canonical,
+    /// As they were given.
+    Given,
+}
+
+/// Where the data section starts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Align {
+    /// On a multiple of 8, as the reference does (spec 9.8).
+    #[default]
+    Eight,
+    /// On a multiple of 4096, for direct I/O and page-aligned maps (spec 9.9).
+    Page,
+}
+
+/// How to lay a file out. The default gives the reference's bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WriteOptions {
+    /// The order of the tensors.
+    pub order: Order,
+    /// Where the data section starts.
+    pub align: Align,
+    /// Spaces to leave after the header's object, so that metadata can grow in place later.
+    pub reserve: u64,
+}
+
+/// A file laid out: its first bytes, and where each tensor goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// Prefix, JSON and padding.
+    pub header: Vec<u8>,
+    /// The order of the file, as positions in the list that was given.
+    pub order: Vec<usize>,
+    /// For each tensor as given: first byte and one past the last, in the data section.
+    pub ranges: Vec<(u64, u64)>,
+    /// Bytes of the whole file.
+    pub file_len: u64,
+}
+
+impl Layout {
+    /// First byte of the data section.
+    pub fn data_start(&self) -> u64 {
+        self.header.len() as u64
+    }
+}
+
+/// Lays out a file. `metadata` is written sorted by key; `Some(&[])` writes an empty object.
+///
+/// ```
+/// use tonnage_format::{Dtype, TensorSpec, WriteOptions, layout};
+///
+/// let w = TensorSpec { name: "w", dtype: Dtype::F32, shape: &[2] };
+/// let layout = layout(&[w], None, &WriteOptions::default())?;
+/// assert_eq!(&layout.header[8..], br#"{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}  "#);
+/// assert_eq!(layout.ranges, [(0, 8)]);
+/// # Ok::<(), tonnage_format::Error>(())
+/// ```
+///
+/// # Errors
+/// Names that repeat or are reserved, sizes that overflow or do not fill bytes, metadata keys that
+/// repeat, and a header beyond the format's cap: spec 9.1 to 9.5.
+pub fn layout(
+    tensors: &[TensorSpec<'_>],
+    metadata: Option<&[(&str, &str)]>,
+    options: &WriteOptions,
+) -> Result<Layout, Error> {
+    check_names(tensors)?;
+    let order = order(tensors, options.order);
+    let mut ranges = alloc::vec![(0, 0); tensors.len()];
+    let mut end = 0_u64;
+    // One tensor's JSON without its name takes about 60 bytes.
+    let names: usize = tensors.iter().map(|tensor| tensor.name.len()).sum();
+    let mut header = Vec::with_capacity(names + tensors.len() * 72 + 64);
+    header.extend_from_slice(&[0; PREFIX_LEN as usize]);
+    header.push(b'{');
+    if let Some(metadata) = metadata {
+        write_metadata(&mut header, metadata)?;
+    }
+    for &at in &order {
+        let (Some(tensor), Some(range)) = (tensors.get(at), ranges.get_mut(at)) else {
+            continue;
+        };
+        let begin = end;
+        let bytes = byte_len(tensor)?;
+        end = begin.checked_add(bytes).ok_or_else(|| write_size(tensor))?;
+        *range = (begin, end);
+        write_tensor(&mut header, tensor, begin, end);
+    }
+    header.push(b'}');
+    pad(&mut header, options)?;
+    let file_len = end.checked_add(header.len() as u64);
+    let file_len =
+        file_len.ok_or_else(|| Error::new(Reason::WriteSize).found("more than 2^64 bytes"))?;
+    Ok(Layout {
+        header,
+        order,
+        ranges,
+        file_len,
+    })
+}
+
+/// Bytes of a tensor to be written, with the writer's own reasons.
+fn byte_len(tensor: &TensorSpec<'_>) -> Result<u64, Error> {
+    tensor
+        .dtype
+        .bytes_of(tensor.shape)
+        .map_err(|error| match error.reason() {
+            Reason::PartialByte => Error::new(Reason::WritePartialByte)
+                .tensor(tensor.name)
+                .found(error.found_text())
+                .needed(error.needed_text()),
+            _ => write_size(tensor),
+        })
+}
+
+fn write_size(tensor: &TensorSpec<'_>) -> Error {
+    Error::new(Reason::WriteSize)
+        .tensor(tensor.name)
+        .found(format_args!("shape {:?} of {}", tensor.shape, tensor.dtype))
+        .needed("a file below 2^64 bytes")
+}
+
+fn check_names(tensors: &[TensorSpec<'_>]) -> Result<(), Error> {
+    if u32::try_from(tensors.len()).is_err() {
+        return Err(Error::over(
+            Reason::WriteTooLarge,
+            tensors.len() as u64,
+            u32::MAX as u64,
+        ));
+    }
+    let name_of = |i: u32| {
+        tensors
+            .get(i as usize)
+            .map_or(&[][..], |tensor| tensor.name.as_bytes())
+    };
+    let mut index = NameIndex::default();
+    for (i, tensor) in tensors.iter().enumerate() {
+        if tensor.name == METADATA_KEY {
+            return Err(Error::new(Reason::WriteReservedName)
+                .tensor(METADATA_KEY)
+                .needed("another name"));
+        }
+        index.push(tensor.name.as_bytes(), i as u32);
+    }
+    index.finish(name_of, |earlier, _| {
+        let name = tensors
+            .get(earlier as usize)
+            .map_or("", |tensor| tensor.name);
+        Err(Error::new(Reason::WriteDuplicate)
+            .tensor(name)
+            .needed("each name once"))
+    })
+}
+
+fn order(tensors: &[TensorSpec<'_>], order: Order) -> Vec<usize> {
+    let mut positions: Vec<usize> = (0..tensors.len()).collect();
+    if order == Order::Canonical {
+        let key = |&at: &usize| {
+            tensors
+                .get(at)
+                .map(|t| (core::cmp::Reverse(t.dtype), t.name))
+        };
+        positions.sort_by(|a, b| key(a).cmp(&key(b)));
+    }
+    positions
+}
+
+fn write_metadata(out: &mut Vec<u8>, metadata: &[(&str, &str)]) -> Result<(), Error> {
+    let mut sorted: Vec<&(&str, &str)> = metadata.iter().collect();
+    sorted.sort_by(|a, b| a.0.cmp(b.0));
+    if let Some([(key, _), _]) = sorted
+        .windows(2)
+        .find(|pair| matches!(pair, [a, b] if a.0 == b.0))
+    {
+        return Err(
+            Error::new(Reason::WriteDuplicate).found(format_args!("metadata key {key:?} twice"))
+        );
+    }
+    write_string(out, METADATA_KEY);
+    out.extend_from_slice(b":{");
+    for (i, (key, value)) in sorted.into_iter().enumerate() {
+        if i > 0 {
+            out.push(b',');
+        }
+        write_string(out, key);
+        out.push(b':');
+        write_string(out, value);
+    }
+    out.push(b'}');
+    Ok(())
+}
+
+fn write_tensor(out: &mut Vec<u8>, tensor: &TensorSpec<'_>, begin: u64, end: u64) {
+    if out.last() != Some(&b'{') {
+        out.push(b',');
+    }
+    write_string(out, tensor.name);
+    out.extend_from_slice(b":{\"dtype\":\"");
+    out.extend_from_slice(tensor.dtype.name().as_bytes());
+    out.extend_from_slice(b"\",\"shape\":[");
+    for (i, &extent) in tensor.shape.iter().enumerate() {
+        if i > 0 {
+            out.push(b',');
+        }
+        write_integer(out, extent);
+    }
+    out.extend_from_slice(b"],\"data_offsets\":[");
+    write_integer(out, begin);
+    out.push(b',');
+    write_integer(out, end);
+    out.extend_from_slice(b"]}");
+}
+
+fn write_integer(out: &mut Vec<u8>, mut value: u64) {
+    let mut digits = [0; 20];
+    let mut at = digits.len();
+    loop {
+        at -= 1;
+        if let Some(digit) = digits.get_mut(at) {
+            *digit = b'0' + (value % 10) as u8;
+        }
+        value /= 10;
+        if value == 0 {
+            break;
+        }
+    }
+    out.extend_from_slice(digits.get(at..).unwrap_or(&[]));
+}
+
+/// Writes a JSON string with the escapes of spec 9.7: the two that JSON demands, the short forms,
+/// `\u00xx` for other controls; everything else as it is.
+pub(crate) fn write_string(out: &mut Vec<u8>, text: &str) {
+    out.push(b'"');
+    let mut rest = text.as_bytes();
+    while let Some(at) = rest
+        .iter()
+        .position(|&byte| byte < 0x20 || byte == b'"' || byte == b'\\')
+    {
+        let (plain, tail) = rest.split_at(at);
+        out.extend_from_slice(plain);
+        let Some((&byte, tail)) = tail.split_first() else {
+            break;
+        };
+        match byte {
+            b'"' | b'\\' => out.extend_from_slice(&[b'\\', byte]),
+            0x08 => out.extend_from_slice(b"\\b"),
+            0x0C => out.extend_from_slice(b"\\f"),
+            b'\n' => out.extend_from_slice(b"\\n"),
+            b'\r' => out.extend_from_slice(b"\\r"),
+            b'\t' => out.extend_from_slice(b"\\t"),
+            control => {
+                let mut escape = String::with_capacity(6);
+                let _ = write!(escape, "\\u{control:04x}");
+                out.extend_from_slice(escape.as_bytes());
+            }
+        }
+        rest = tail;
+    }
+    out.extend_from_slice(rest);
+    out.push(b'"');
+}
+
+/// Pads with spaces to the alignment, and writes the length into the prefix.
+fn pad(header: &mut Vec<u8>, options: &WriteOptions) -> Result<(), Error> {
+    let align = match options.align {
+        Align::Eight => HEADER_ALIGN,
+        Align::Page => PAGE_ALIGN,
+    };
+    let wanted = (header.len() as u64)
+        .checked_add(options.reserve)
+        .and_then(|len| len.checked_next_multiple_of(align))
+        .filter(|&len| len - PREFIX_LEN <= MAX_HEADER_LEN);
+    let Some(len) = wanted else {
+        let found = (header.len() as u64 - PREFIX_LEN).saturating_add(options.reserve);
+        return Err(Error::over(Reason::WriteTooLarge, found, MAX_HEADER_LEN));
+    };
+    header.resize(len as usize, PAD);
+    if let Some(prefix) = header.first_chunk_mut() {
+        *prefix = (len - PREFIX_LEN).to_le_bytes();
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Header, ReadOptions};
+
+    fn spec<'a>(name: &'a str, dtype: Dtype, shape: &'a [u64]) -> TensorSpec<'a> {
+        TensorSpec { name, dtype, shape }
+    }
+
+    #[test]
+    fn canonical_order_is_dtype_descending_then_name() {
+        let tensors = [
+            spec("b", Dtype::BOOL, &[1]),
+            spec("z", Dtype::F32, &[1]),
+            spec("a", Dtype::F32, &[2]),
+            spec("i", Dtype::I64, &[1]),
+        ];
+        let layout = layout(
+            &tensors,
+            Some(&[("b", "2"), ("a", "1")]),
+            &WriteOptions::default(),
+        )
+        .unwrap();
+        assert_eq!(layout.order, [3, 2, 1, 0]);
+        assert_eq!(layout.ranges, [(20, 21), (16, 20), (8, 16), (0, 8)]);
+        let text = core::str::from_utf8(&layout.header[8..]).unwrap();
+        assert!(
+            text.starts_with(r#"{"__metadata__":{"a":"1","b":"2"},"i":{"#),
+            "{text}"
+        );
+        assert_eq!(layout.header.len() % 8, 0);
+        assert_eq!(layout.file_len, layout.data_start() + 21);
+        let header =
+            Header::parse(layout.header, Some(layout.file_len), &ReadOptions::strict()).unwrap();
+        assert_eq!(header.get("a").unwrap().shape, [2]);
+        assert!(header.lints().is_empty());
+    }
+
+    #[test]
+    fn pages_reserve_and_the_given_order() {
+        let tensors = [spec("a", Dtype::U8, &[3]), spec("b", Dtype::F64, &[1])];
+        let options = WriteOptions {
+            order: Order::Given,
+            align: Align::Page,
+            reserve: 5000,
+        };
+        let layout = layout(&tensors, Some(&[]), &options).unwrap();
+        assert_eq!(layout.header.len(), 8192);
+        assert_eq!(layout.ranges, [(0, 3), (3, 11)]);
+        let header = Header::parse(&layout.header[..], None, &ReadOptions::strict()).unwrap();
+        assert!(header.padding() >= 5000);
+        assert!(header.metadata().unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_refused() {
+        let reason = |tensors: &[TensorSpec<'_>], metadata: Option<&[(&str, &str)]>, reserve| {
+            let options = WriteOptions {
+                reserve,
+                ..WriteOptions::default()
+            };
+            layout(tensors, metadata, &options).unwrap_err().reason()
+        };
+        let a = spec("a", Dtype::U8, &[1]);
+        assert_eq!(reason(&[a, a], None, 0), Reason::WriteDuplicate);
+        assert_eq!(
+            reason(&[spec(METADATA_KEY, Dtype::U8, &[1])], None, 0),
+            Reason::WriteReservedName
+        );
+        assert_eq!(
+            reason(&[spec("f", Dtype::F4, &[3])], None, 0),
+            Reason::WritePartialByte
+        );
+        assert_eq!(
+            reason(&[spec("h", Dtype::U8, &[1 << 63, 2])], None, 0),
+            Reason::WriteSize
+        );
+        let huge = spec("h", Dtype::U8, &[1 << 60]);
+        let huge2 = spec("i", Dtype::U8, &[u64::MAX / 8]);
+        assert_eq!(
+            layout(&[huge, huge2], None, &WriteOptions::default())
+                .unwrap()
+                .ranges
+                .len(),
+            2
+        );
+        assert_eq!(
+            reason(&[], Some(&[("k", "1"), ("k", "2")]), 0),
+            Reason::WriteDuplicate
+        );
+        assert_eq!(reason(&[a], None, MAX_HEADER_LEN), Reason::WriteTooLarge);
+        assert_eq!(reason(&[a], None, u64::MAX), Reason::WriteTooLarge);
+    }
+
+    #[test]
+    fn strings_are_escaped_as_serde_json_escapes_them() {
+        let every: String = (0..0x250_u32)
+            .filter_map(char::from_u32)
+            .chain("😀\u{2028}".chars())
+            .collect();
+        let mut out = Vec::new();
+        write_string(&mut out, &every);
+        assert_eq!(out, serde_json::to_vec(&every).unwrap());
+        let mut digits = Vec::new();
+        write_integer(&mut digits, u64::MAX);
+        write_integer(&mut digits, 0);
+        assert_eq!(digits, b"184467440737095516150");
+    }
+}
