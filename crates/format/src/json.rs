@@ -600,9 +600,12 @@ mod tests {
                 "{json}"
             );
         }
-        skip(&"[".repeat(3).replace('[', "[").to_string_with("]"), 3).unwrap();
-        let deep = "[".repeat(4) + &"]".repeat(4);
-        assert_eq!(skip(&deep, 3).unwrap_err().reason(), Reason::NestingTooDeep);
+        let nested = |levels| "[".repeat(levels) + &"]".repeat(levels);
+        skip(&nested(3), 3).unwrap();
+        assert_eq!(
+            skip(&nested(4), 3).unwrap_err().reason(),
+            Reason::NestingTooDeep
+        );
         assert_eq!(skip("1e999", 3).unwrap_err().reason(), Reason::IntegerRange);
         let twice = r#"{"a":1,"\u0061":2}"#;
         assert_eq!(skip(twice, 3).unwrap_err().reason(), Reason::DuplicateField);
@@ -610,17 +613,5 @@ mod tests {
             skip(r#"{"a":1,"a":2}"#, 3).unwrap_err().reason(),
             Reason::DuplicateField
         );
-    }
-
-    trait Balanced {
-        fn to_string_with(&self, close: &str) -> String;
-    }
-
-    impl Balanced for String {
-        fn to_string_with(&self, close: &str) -> String {
-            let mut text = self.clone();
-            text.push_str(&close.repeat(self.len()));
-            text
-        }
     }
 }

@@ -92,7 +92,7 @@ impl fmt::Display for Lint {
 }
 
 pub(crate) fn header(end: u64, found: &mut alloc::vec::Vec<Lint>) {
-    if end % HEADER_ALIGN != 0 {
+    if !end.is_multiple_of(HEADER_ALIGN) {
         found.push(Lint::Unaligned(end));
     }
     if end > HUB_HEADER {
@@ -109,7 +109,7 @@ pub(crate) fn tensor(tensor: &TensorInfo<'_>, found: &mut alloc::vec::Vec<Lint>)
         found.push(Lint::LargeInteger(name()));
     }
     match tensor.dtype.known() {
-        Ok(dtype) if tensor.begin % dtype.swap_unit() as u64 != 0 => {
+        Ok(dtype) if !tensor.begin.is_multiple_of(dtype.swap_unit() as u64) => {
             found.push(Lint::Misaligned(name()))
         }
         Ok(_) => {}

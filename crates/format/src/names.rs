@@ -62,10 +62,10 @@ impl NameIndex {
                 names.then(position(*a).cmp(&position(*b)))
             });
             for pair in run.windows(2) {
-                if let [a, b] = *pair {
-                    if name_of(position(a)) == name_of(position(b)) {
-                        repeated(position(a), position(b))?;
-                    }
+                if let [a, b] = *pair
+                    && name_of(position(a)) == name_of(position(b))
+                {
+                    repeated(position(a), position(b))?;
                 }
             }
         }
