@@ -120,6 +120,7 @@ reasons! {
     LimitShards "LIMIT_SHARDS" "10.8" Limit "the checkpoint has more files than the reader's budget";
     UnknownTensor "UNKNOWN_TENSOR" "" Usage "no tensor has this name";
     Slice "SLICE" "" Usage "the slice does not fit the tensor";
+    Cast "CAST" "" Usage "the values cannot be cast";
 }
 
 /// A refusal: its [`Reason`], and what was seen. Displays as one sentence.
