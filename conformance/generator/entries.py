@@ -27,6 +27,7 @@ def forms(c):
     c.bad("entry/array-short", "ENTRY_NOT_OBJECT", "An array of two fields.", entry('["U8",[4]]'), FOUR, "a")
     c.bad("entry/array-long", "ENTRY_NOT_OBJECT", "An array of four fields.", entry('["U8",[4],[0,4],0]'), FOUR, "a")
     c.bad("entry/array-enum-map", "ENTRY_NOT_OBJECT", "Two shortcuts of a derived reader in one entry.", entry('[{"U8":null},[4],[0,4]]'), FOUR, "a", seq)
+    c.bad("entry/missing-value", "ENTRY_NOT_OBJECT", "A key without a value: no object stands there.", '{"a":}', tensor="a")
     c.bad("entry/empty-object", "MISSING_FIELD", "An entry without fields.", entry("{}"), b"", "a")
     c.bad("entry/only-unknown", "MISSING_FIELD", "An entry with none of the three fields.", entry('{"x":1}'), b"", "a")
     nested = '{"model":{"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}}}'

@@ -53,6 +53,7 @@ def forms(c):
     for id, text in [("array", "[]"), ("null", "null"), ("string", '"weight_map"'), ("number", "1")]:
         bad(f"top-{id}", "INDEX_FORM", text, "An index is an object.")
     bad("no-weight-map", "INDEX_FORM", '{"metadata":{}}', "`weight_map` is missing.")
+    bad("empty-file", "INDEX_FORM", "", "An empty file holds no object.")
     bad("empty-object", "INDEX_FORM", "{}", "`weight_map` is missing.")
     bad("wrong-case", "INDEX_FORM", '{"Weight_Map":{}}', "Keys are case-sensitive.")
     for id, value in [("array", "[]"), ("null", "null"), ("string", '"x.safetensors"'), ("number", "0")]:
@@ -65,7 +66,6 @@ def forms(c):
     bad("duplicate-map", "INDEX_DUPLICATE", '{"weight_map":{"a":"1.safetensors"},"weight_map":{}}', "`weight_map` twice.")
     bad("duplicate-metadata", "INDEX_DUPLICATE", '{"metadata":{},"metadata":{},"weight_map":{}}', "`metadata` twice.")
     for id, text, why in [
-        ("empty-file", "", "An empty file is no JSON."),
         ("cut", '{"weight_map":{"a":"1.safet', "A download that stopped."),
         ("trailing-comma", '{"weight_map":{"a":"1.safetensors",}}', "JSON allows no comma before a brace."),
         ("comment", '{/**/"weight_map":{}}', "JSON has no comments."),
@@ -123,6 +123,8 @@ def paths(c):
         ("upper-case", "X.SAFETENSORS", "The extension is lower case."),
         ("trailing-space", "x.safetensors ", "A space after the extension."),
         ("index", "model.safetensors.index.json", "An index does not name an index."),
+        ("bare", ".safetensors", "An extension without a name."),
+        ("bare-in-folder", "a/.safetensors", "An extension without a name, in a folder."),
         ("longer", "x.safetensors2", "An extension that only begins right."),
     ]:
         text = json.dumps({"weight_map": {"a": path}})

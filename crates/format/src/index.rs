@@ -202,6 +202,12 @@ impl Parser<'_> {
     fn document(&mut self) -> Result<Index, Error> {
         let mut index = Index::default();
         let mut found = false;
+        if self.cursor.text.starts_with(b"\xEF\xBB\xBF") {
+            return Err(self
+                .cursor
+                .error(Reason::ByteOrderMark)
+                .needed("`{` as the first character"));
+        }
         if !self.cursor.take(b'{') {
             return Err(self.cursor.misplaced(Reason::IndexForm, "an object"));
         }
@@ -229,7 +235,7 @@ impl Parser<'_> {
         if self.cursor.peek().is_some() {
             return Err(self
                 .cursor
-                .misplaced(Reason::JsonSyntax, "the end of the index"));
+                .misplaced(Reason::Framing, "the end of the index"));
         }
         if !found {
             return Err(Error::new(Reason::IndexForm).needed("a `weight_map` object"));
@@ -494,7 +500,7 @@ mod tests {
                 r#"{"weight_map":{},"m":{"a":1,"a":2}}"#,
                 Reason::IndexDuplicate,
             ),
-            (r#"{"weight_map":{}} x"#, Reason::JsonSyntax),
+            (r#"{"weight_map":{}} x"#, Reason::Framing),
             (r#"{"weight_map":{"a":"x.bin"}}"#, Reason::IndexExtension),
             (
                 r#"{"weight_map":{"a":".safetensors"}}"#,

@@ -416,10 +416,9 @@ impl<'a> Scanner<'a> {
             let name = self.cursor.string()?;
             self.cursor.expect(b':')?;
             self.cursor.whitespace();
-            // serde takes an empty object for the unit that a plain variant carries.
+            // The unit that a plain variant carries; the reference takes nothing else for it.
             if !self.cursor.take_exact(b"null") {
-                self.cursor.expect(b'{')?;
-                self.cursor.expect(b'}')?;
+                return Err(self.cursor.misplaced(Reason::DtypeNotString, "null"));
             }
             self.cursor.expect(b'}')?;
             return Ok(name);
