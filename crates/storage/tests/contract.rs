@@ -1,0 +1,189 @@
+//! One contract for every source, and what only some of them have to withstand.
+
+use std::fs::{self, File};
+use std::io::ErrorKind;
+use std::sync::Arc;
+
+use tonnage_storage::{FileSource, MemorySource, MmapSource, Source};
+
+fn content(len: usize) -> Vec<u8> {
+    (0..len).map(|i| (i * 31 % 251) as u8).collect()
+}
+
+/// Every promise of the `Source` documentation.
+fn keeps_the_contract(source: &dyn Source, expected: &[u8]) {
+    let len = expected.len() as u64;
+    assert_eq!(
+        (source.len(), source.is_empty()),
+        (len, expected.is_empty())
+    );
+    assert!(!source.label().is_empty());
+
+    let mut all = vec![0; expected.len()];
+    source.read_exact_at(0, &mut all).unwrap();
+    assert!(all == expected, "the whole content");
+
+    // Nothing can be read up to the end, and not past it.
+    source.read_exact_at(0, &mut []).unwrap();
+    source.read_exact_at(len, &mut []).unwrap();
+    for (offset, wanted) in [
+        (len + 1, 0),
+        (len, 1),
+        (0, expected.len() + 1),
+        (u64::MAX, 1),
+        (u64::MAX, 0),
+        (1 << 63, 8),
+    ] {
+        let error = source
+            .read_exact_at(offset, &mut vec![0; wanted])
+            .unwrap_err();
+        assert_eq!(
+            error.kind(),
+            ErrorKind::UnexpectedEof,
+            "{wanted} at {offset}"
+        );
+        assert!(error.to_string().contains(source.label()));
+        let mut buffer = vec![0; wanted];
+        assert!(
+            source
+                .read_vectored_at(offset, &mut [&mut [], &mut buffer])
+                .is_err()
+        );
+    }
+    if let Some(bytes) = source.bytes() {
+        assert!(bytes == expected);
+    }
+    reads_many_buffers(source, expected);
+    reads_from_many_threads(source, expected);
+}
+
+fn reads_many_buffers(source: &dyn Source, expected: &[u8]) {
+    let mut parts: Vec<Vec<u8>> = Vec::new();
+    let (mut left, mut size) = (expected.len(), 0);
+    while left > 0 {
+        // Empty buffers among them, and more than one call to the system takes.
+        let take = size.min(left);
+        parts.push(vec![0; take]);
+        left -= take;
+        size = (size + 1) % 40;
+    }
+    let mut buffers: Vec<&mut [u8]> = parts.iter_mut().map(Vec::as_mut_slice).collect();
+    source.read_vectored_at(0, &mut buffers).unwrap();
+    assert!(parts.concat() == expected);
+    source
+        .read_vectored_at(expected.len() as u64, &mut [])
+        .unwrap();
+}
+
+fn reads_from_many_threads(source: &dyn Source, expected: &[u8]) {
+    std::thread::scope(|scope| {
+        for thread in 0..8 {
+            scope.spawn(move || {
+                for i in 0..200 {
+                    let from = (thread * 7919 + i * 104_729) % (expected.len() + 1);
+                    let to = (from + i * 13).min(expected.len());
+                    let mut part = vec![0; to - from];
+                    source.read_exact_at(from as u64, &mut part).unwrap();
+                    assert!(part == expected[from..to]);
+                }
+            });
+        }
+    });
+}
+
+fn each_kind(expected: &[u8]) -> Vec<Box<dyn Source>> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("source");
+    fs::write(&path, expected).unwrap();
+    let owner: Arc<dyn AsRef<[u8]> + Send + Sync> = Arc::new(expected.to_vec());
+    // The folder goes away when this returns: what is open stays readable.
+    vec![
+        Box::new(FileSource::open(&path).unwrap()),
+        Box::new(FileSource::from_file(File::open(&path).unwrap(), "given").unwrap()),
+        Box::new(MmapSource::open(&path).unwrap()),
+        Box::new(MmapSource::from_file(File::open(&path).unwrap(), "given").unwrap()),
+        Box::new(MemorySource::new(expected.to_vec(), "<bytes>")),
+        Box::new(MemorySource::from_owner(owner, "<owned>")),
+    ]
+}
+
+#[test]
+fn every_source_keeps_the_contract() {
+    for len in [0, 1, 4095, 4096, 100_003] {
+        let expected = content(len);
+        for source in each_kind(&expected) {
+            keeps_the_contract(source.as_ref(), &expected);
+        }
+    }
+}
+
+#[test]
+fn only_what_is_in_memory_or_mapped_shows_its_bytes() {
+    let shows: Vec<bool> = each_kind(b"x")
+        .iter()
+        .map(|s| s.bytes().is_some())
+        .collect();
+    assert_eq!(shows, [false, false, true, true, true, true]);
+    let files: Vec<bool> = each_kind(b"x").iter().map(|s| s.file().is_some()).collect();
+    assert_eq!(files, [true, true, true, true, false, false]);
+}
+
+#[test]
+fn truncation_behind_an_open_source_is_an_error_and_no_signal() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("source");
+    let open: [fn(&std::path::Path) -> Box<dyn Source>; 2] = [
+        |p| Box::new(FileSource::open(p).unwrap()),
+        |p| Box::new(MmapSource::open(p).unwrap()),
+    ];
+    for open in open {
+        fs::write(&path, content(100_000)).unwrap();
+        let source = open(&path);
+        File::options()
+            .write(true)
+            .open(&path)
+            .unwrap()
+            .set_len(10_000)
+            .unwrap();
+        let mut part = vec![0; 10_000];
+        source.read_exact_at(0, &mut part).unwrap();
+        for result in [
+            source.read_exact_at(5_000, &mut part),
+            source.read_exact_at(90_000, &mut part),
+            source.read_vectored_at(5_000, &mut [&mut part[..]]),
+        ] {
+            let error = result.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::UnexpectedEof);
+            assert!(error.to_string().contains("of 10000"), "{error}");
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_opened_says_why() {
+    let folder = tempfile::tempdir().unwrap();
+    assert_eq!(
+        FileSource::open(folder.path().join("absent"))
+            .unwrap_err()
+            .kind(),
+        ErrorKind::NotFound
+    );
+    assert_eq!(
+        FileSource::open(folder.path()).unwrap_err().kind(),
+        ErrorKind::IsADirectory
+    );
+    assert_eq!(
+        MmapSource::open(folder.path()).unwrap_err().kind(),
+        ErrorKind::IsADirectory
+    );
+    assert_eq!(
+        FileSource::open("/dev/null").unwrap_err().kind(),
+        ErrorKind::InvalidInput
+    );
+    let pipe = folder.path().join("pipe");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RUSR).unwrap();
+    assert_eq!(
+        FileSource::open(&pipe).unwrap_err().kind(),
+        ErrorKind::InvalidInput
+    );
+}

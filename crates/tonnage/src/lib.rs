@@ -1,0 +1,5 @@
+//! The façade.
+
+pub use tonnage_engine as engine;
+pub use tonnage_format as format;
+pub use tonnage_storage as storage;
