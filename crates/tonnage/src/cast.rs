@@ -22,11 +22,15 @@ pub fn castable(from: Dtype, to: Dtype) -> bool {
 /// [`Reason::SizeOverflow`], and [`Reason::PartialByte`] where `len` does not hold whole elements.
 pub fn cast_len(from: Dtype, len: u64, to: Dtype) -> Result<u64, Error> {
     let (from_bits, to_bits) = (from.bitsize() as u64, to.bitsize() as u64);
-    let bits = len.checked_mul(8).ok_or_else(|| Error::new(Reason::SizeOverflow))?;
+    let bits = len
+        .checked_mul(8)
+        .ok_or_else(|| Error::new(Reason::SizeOverflow))?;
     if !bits.is_multiple_of(from_bits) {
         return Err(Error::new(Reason::PartialByte).found(format_args!("{len} bytes of {from}")));
     }
-    let bits = (bits / from_bits).checked_mul(to_bits).ok_or_else(|| Error::new(Reason::SizeOverflow))?;
+    let bits = (bits / from_bits)
+        .checked_mul(to_bits)
+        .ok_or_else(|| Error::new(Reason::SizeOverflow))?;
     Ok(bits.div_ceil(8))
 }
 
@@ -49,23 +53,35 @@ pub fn cast(from: Dtype, src: &[u8], to: Dtype, dst: &mut [u8]) -> Result<(), Er
     }
     match (from, to) {
         _ if from == to => dst.copy_from_slice(src),
-        (Dtype::F32, Dtype::BF16) => each(src, dst, |v| bf16::from_f32(f32::from_le_bytes(v)).to_le_bytes()),
-        (Dtype::F32, Dtype::F16) => each(src, dst, |v| f16::from_f32(f32::from_le_bytes(v)).to_le_bytes()),
-        (Dtype::BF16, Dtype::F32) => each(src, dst, |v| bf16::from_le_bytes(v).to_f32().to_le_bytes()),
-        (Dtype::F16, Dtype::F32) => each(src, dst, |v| f16::from_le_bytes(v).to_f32().to_le_bytes()),
-        (Dtype::BF16, Dtype::F16) => {
-            each(src, dst, |v| f16::from_f32(bf16::from_le_bytes(v).to_f32()).to_le_bytes())
+        (Dtype::F32, Dtype::BF16) => each(src, dst, |v| {
+            bf16::from_f32(f32::from_le_bytes(v)).to_le_bytes()
+        }),
+        (Dtype::F32, Dtype::F16) => each(src, dst, |v| {
+            f16::from_f32(f32::from_le_bytes(v)).to_le_bytes()
+        }),
+        (Dtype::BF16, Dtype::F32) => {
+            each(src, dst, |v| bf16::from_le_bytes(v).to_f32().to_le_bytes())
         }
-        (Dtype::F16, Dtype::BF16) => {
-            each(src, dst, |v| bf16::from_f32(f16::from_le_bytes(v).to_f32()).to_le_bytes())
+        (Dtype::F16, Dtype::F32) => {
+            each(src, dst, |v| f16::from_le_bytes(v).to_f32().to_le_bytes())
         }
+        (Dtype::BF16, Dtype::F16) => each(src, dst, |v| {
+            f16::from_f32(bf16::from_le_bytes(v).to_f32()).to_le_bytes()
+        }),
+        (Dtype::F16, Dtype::BF16) => each(src, dst, |v| {
+            bf16::from_f32(f16::from_le_bytes(v).to_f32()).to_le_bytes()
+        }),
         _ => through_f64(from, src, to, dst),
     }
     Ok(())
 }
 
 /// Casts element by element with one function, for pairs that models are full of.
-fn each<const N: usize, const M: usize>(src: &[u8], dst: &mut [u8], f: impl Fn([u8; N]) -> [u8; M]) {
+fn each<const N: usize, const M: usize>(
+    src: &[u8],
+    dst: &mut [u8],
+    f: impl Fn([u8; N]) -> [u8; M],
+) {
     let (src, dst) = (src.as_chunks::<N>().0, dst.as_chunks_mut::<M>().0);
     for (from, to) in src.iter().zip(dst) {
         *to = f(*from);
@@ -94,27 +110,33 @@ fn encode(to: Dtype, values: &[f64], dst: &mut [u8]) {
     match to {
         Dtype::F64 => put(values, dst, f64::to_le_bytes),
         Dtype::F32 => put(values, dst, |v| (v as f32).to_le_bytes()),
-        Dtype::F16 => put(values, dst, |v| f16::from_f64(v).to_le_bytes()),
-        Dtype::BF16 => put(values, dst, |v| bf16_from_f64(v).to_le_bytes()),
+        Dtype::F16 => put(values, dst, |v| f16::from_f32(to_odd_f32(v)).to_le_bytes()),
+        Dtype::BF16 => put(values, dst, |v| bf16::from_f32(to_odd_f32(v)).to_le_bytes()),
         _ => {
-            let Some(float) = SmallFloat::of(to) else { return };
+            let Some(float) = SmallFloat::of(to) else {
+                return;
+            };
             put(values, dst, |v| [small_from_f64(float, v)]);
         }
     }
 }
 
-/// `half` converts through a truncated `f64`; this keeps the one rounding exact: rounding to odd in
-/// `f32` first leaves enough bits for the second rounding to be right.
-fn bf16_from_f64(value: f64) -> bf16 {
+/// The `f32` next to `value` that is odd in its last bit, or `value` itself where `f32` holds it.
+///
+/// `half` rounds an `f64` to `f32` first, and two roundings to nearest can end a tie on the wrong
+/// side. Rounding to odd keeps the trace of what was cut off, so the second rounding is right.
+fn to_odd_f32(value: f64) -> f32 {
     let near = value as f32;
     if value.is_nan() || near as f64 == value || near.is_infinite() {
-        return bf16::from_f32(near);
+        return near;
     }
-    // The two neighbours of `value` in f32 differ in their last bit; take the odd one.
     let bits = near.to_bits();
-    let other = if (near as f64).abs() > value.abs() { bits - 1 } else { bits + 1 };
-    let odd = if bits & 1 == 1 { bits } else { other };
-    bf16::from_f32(f32::from_bits(odd))
+    let other = if (near as f64).abs() > value.abs() {
+        bits - 1
+    } else {
+        bits + 1
+    };
+    f32::from_bits(if bits & 1 == 1 { bits } else { other })
 }
 
 /// Rounds to the nearest value of a small float, ties to even.
@@ -124,7 +146,9 @@ fn small_from_f64(float: SmallFloat, value: f64) -> u8 {
     let magnitude_mask = (1_u8 << sign_shift) - 1;
     let nan = match float.special {
         Special::NegativeZero => 1 << sign_shift,
-        Special::Ieee => sign | magnitude_mask & !((1 << float.mantissa) - 1) | 1 << (float.mantissa - 1),
+        Special::Ieee => {
+            sign | magnitude_mask & !((1 << float.mantissa) - 1) | 1 << (float.mantissa - 1)
+        }
         Special::Top | Special::None => sign | magnitude_mask,
     };
     if value.is_nan() {
@@ -135,14 +159,22 @@ fn small_from_f64(float: SmallFloat, value: f64) -> u8 {
         Special::Top => magnitude_mask - 1,
         Special::NegativeZero | Special::None => magnitude_mask,
     };
-    let overflow = if float.special == Special::Ieee { sign | (largest + 1) } else { nan };
+    let overflow = if float.special == Special::Ieee {
+        sign | (largest + 1)
+    } else {
+        nan
+    };
     let magnitude = value.abs();
     if magnitude.is_infinite() {
         return overflow;
     }
     // The exponent of the value, not below that of the subnormals.
     let lowest = 1 - float.bias;
-    let exponent = if magnitude == 0.0 { lowest } else { ilogb(magnitude).max(lowest) };
+    let exponent = if magnitude == 0.0 {
+        lowest
+    } else {
+        ilogb(magnitude).max(lowest)
+    };
     // The value in units of the last place: exact in f64, since scaling is by a power of two.
     let units = magnitude * ((float.mantissa as i32 - exponent) as f64).exp2();
     let rounded = units.round_ties_even() as u64;
@@ -177,7 +209,12 @@ mod tests {
     /// Every pattern of every small float survives the way to f32 and back.
     #[test]
     fn small_floats_round_trip() {
-        for to in [Dtype::F8_E4M3, Dtype::F8_E5M2, Dtype::F8_E4M3FNUZ, Dtype::F8_E5M2FNUZ] {
+        for to in [
+            Dtype::F8_E4M3,
+            Dtype::F8_E5M2,
+            Dtype::F8_E4M3FNUZ,
+            Dtype::F8_E5M2FNUZ,
+        ] {
             for pattern in 0..=u8::MAX {
                 let wide = to_one(to, &[pattern], Dtype::F32);
                 let value = f32::from_le_bytes(wide[..].try_into().unwrap());
@@ -195,20 +232,39 @@ mod tests {
     /// Against the definition: the nearest of all values, and of two the even pattern.
     #[test]
     fn small_floats_round_to_nearest_even() {
-        for to in [Dtype::F8_E4M3, Dtype::F8_E5M2, Dtype::F8_E4M3FNUZ, Dtype::F8_E5M2FNUZ] {
+        for to in [
+            Dtype::F8_E4M3,
+            Dtype::F8_E5M2,
+            Dtype::F8_E4M3FNUZ,
+            Dtype::F8_E5M2FNUZ,
+        ] {
             let float = SmallFloat::of(to).unwrap();
-            let values: Vec<f64> = (0..128).map(|p| float.decode(p)).filter(|v| v.is_finite()).collect();
+            let values: Vec<f64> = (0..128)
+                .map(|p| float.decode(p))
+                .filter(|v| v.is_finite())
+                .collect();
             for (i, pair) in values.windows(2).enumerate() {
                 let middle = (pair[0] + pair[1]) / 2.0;
                 let even = if i % 2 == 0 { i } else { i + 1 };
-                assert_eq!(small_from_f64(float, middle) as usize, even, "{to} {middle}");
+                assert_eq!(
+                    small_from_f64(float, middle) as usize,
+                    even,
+                    "{to} {middle}"
+                );
                 assert_eq!(small_from_f64(float, middle.next_down()) as usize, i);
                 assert_eq!(small_from_f64(float, middle.next_up()) as usize, i + 1);
             }
             let last = values.len() - 1;
             let step = values[last] - values[last - 1];
-            assert_eq!(small_from_f64(float, values[last] + step * 0.49) as usize, last);
-            assert!(!float.decode(small_from_f64(float, values[last] + step * 0.51)).is_finite());
+            assert_eq!(
+                small_from_f64(float, values[last] + step * 0.49) as usize,
+                last
+            );
+            assert!(
+                !float
+                    .decode(small_from_f64(float, values[last] + step * 0.51))
+                    .is_finite()
+            );
         }
     }
 
@@ -217,13 +273,25 @@ mod tests {
         // Just above a tie of bf16: rounding through f32 first would lose the excess.
         let tie = 1.0 + 2f64.powi(-8);
         let above = tie + 2f64.powi(-40);
-        let bf16_of = |v: f64| bf16::from_le_bytes(to_one(Dtype::F64, &v.to_le_bytes(), Dtype::BF16)[..].try_into().unwrap());
+        let bf16_of = |v: f64| {
+            bf16::from_le_bytes(
+                to_one(Dtype::F64, &v.to_le_bytes(), Dtype::BF16)[..]
+                    .try_into()
+                    .unwrap(),
+            )
+        };
         assert_eq!(bf16_of(tie).to_f64(), 1.0);
         assert_eq!(bf16_of(above).to_f64(), 1.0 + 2f64.powi(-7));
         assert_eq!(bf16_of(-above).to_f64(), -1.0 - 2f64.powi(-7));
         let tie = 1.0 + 2f64.powi(-11);
         let above = tie + 2f64.powi(-40);
-        let f16_of = |v: f64| f16::from_le_bytes(to_one(Dtype::F64, &v.to_le_bytes(), Dtype::F16)[..].try_into().unwrap());
+        let f16_of = |v: f64| {
+            f16::from_le_bytes(
+                to_one(Dtype::F64, &v.to_le_bytes(), Dtype::F16)[..]
+                    .try_into()
+                    .unwrap(),
+            )
+        };
         assert_eq!(f16_of(tie).to_f64(), 1.0);
         assert_eq!(f16_of(above).to_f64(), 1.0 + 2f64.powi(-10));
         assert!(f16_of(1e9).is_infinite() && bf16_of(f64::NAN).is_nan());
@@ -233,11 +301,21 @@ mod tests {
     fn what_cannot_be_cast_is_refused() {
         assert!(castable(Dtype::F4, Dtype::BF16) && !castable(Dtype::F32, Dtype::F4));
         assert!(castable(Dtype::I8, Dtype::I8) && !castable(Dtype::I8, Dtype::F32));
-        let wrong = |from, src: &[u8], to, len| cast(from, src, to, &mut vec![0; len]).unwrap_err().reason();
+        let wrong = |from, src: &[u8], to, len| {
+            cast(from, src, to, &mut vec![0; len]).unwrap_err().reason()
+        };
         assert_eq!(wrong(Dtype::I32, &[0; 4], Dtype::F32, 4), Reason::Cast);
         assert_eq!(wrong(Dtype::F32, &[0; 4], Dtype::F16, 3), Reason::Cast);
-        assert_eq!(wrong(Dtype::F32, &[0; 3], Dtype::F16, 2), Reason::PartialByte);
-        assert_eq!(cast_len(Dtype::F16, u64::MAX, Dtype::F64).unwrap_err().reason(), Reason::SizeOverflow);
+        assert_eq!(
+            wrong(Dtype::F32, &[0; 3], Dtype::F16, 2),
+            Reason::PartialByte
+        );
+        assert_eq!(
+            cast_len(Dtype::F16, u64::MAX, Dtype::F64)
+                .unwrap_err()
+                .reason(),
+            Reason::SizeOverflow
+        );
         assert_eq!(to_one(Dtype::F32, &[], Dtype::F8_E5M2), []);
     }
 
@@ -263,7 +341,12 @@ mod tests {
             let (mut a, mut b) = (Vec::new(), Vec::new());
             decode(to, &fast, &mut a);
             decode(to, &slow, &mut b);
-            assert!(a.iter().zip(&b).all(|(x, y)| x == y || x.is_nan() && y.is_nan()), "{from} {to}");
+            assert!(
+                a.iter()
+                    .zip(&b)
+                    .all(|(x, y)| x == y || x.is_nan() && y.is_nan()),
+                "{from} {to}"
+            );
         }
     }
 }

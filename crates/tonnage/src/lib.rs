@@ -3,3 +3,8 @@
 pub use tonnage_engine as engine;
 pub use tonnage_format as format;
 pub use tonnage_storage as storage;
+
+pub mod cast;
+pub mod diff;
+pub mod stats;
+pub mod values;

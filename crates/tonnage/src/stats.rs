@@ -50,7 +50,14 @@ impl Stats {
     /// Nothing seen yet.
     pub fn new(dtype: Dtype) -> Self {
         let (values, summary) = (Vec::new(), Summary::default());
-        Stats { dtype, values, summary, finite: 0, mean: 0.0, spread: 0.0 }
+        Stats {
+            dtype,
+            values,
+            summary,
+            finite: 0,
+            mean: 0.0,
+            spread: 0.0,
+        }
     }
 
     /// Adds the elements in `bytes`: whole elements that fill whole bytes.
@@ -93,7 +100,10 @@ impl Stats {
         self.summary.min = Some(self.summary.min.map_or(min, |old| old.min(min)));
         self.summary.max = Some(self.summary.max.map_or(max, |old| old.max(max)));
         let mean = sum / finite as f64;
-        let distances = values.iter().filter(|value| value.is_finite()).map(|value| (value - mean).powi(2));
+        let distances = values
+            .iter()
+            .filter(|value| value.is_finite())
+            .map(|value| (value - mean).powi(2));
         let spread: f64 = distances.sum();
         let (before, all) = (self.finite as f64, (self.finite + finite) as f64);
         let delta = mean - self.mean;
@@ -106,7 +116,11 @@ impl Stats {
     pub fn finish(self) -> Summary {
         let known = self.finite > 0;
         let std = (self.spread / self.finite.max(1) as f64).sqrt();
-        Summary { mean: known.then_some(self.mean), std: known.then_some(std), ..self.summary }
+        Summary {
+            mean: known.then_some(self.mean),
+            std: known.then_some(std),
+            ..self.summary
+        }
     }
 }
 
@@ -126,7 +140,10 @@ mod tests {
     #[test]
     fn a_summary_counts_and_measures() {
         let summary = of(&[1.0, 2.0, 3.0, 4.0, 0.0, -0.0, f32::NAN, f32::INFINITY]);
-        assert_eq!((summary.count, summary.nan, summary.inf, summary.zeros), (8, 1, 1, 2));
+        assert_eq!(
+            (summary.count, summary.nan, summary.inf, summary.zeros),
+            (8, 1, 1, 2)
+        );
         assert_eq!((summary.min, summary.max), (Some(0.0), Some(4.0)));
         assert!((summary.mean.unwrap() - 10.0 / 6.0).abs() < 1e-12);
         assert!((summary.std.unwrap() - (80.0_f64 / 36.0).sqrt()).abs() < 1e-12);
@@ -138,7 +155,13 @@ mod tests {
     fn complex_tensors_are_counted() {
         let mut stats = Stats::new(Dtype::C64);
         stats.update(&[0; 24]);
-        assert_eq!(stats.finish(), Summary { count: 3, ..Summary::default() });
+        assert_eq!(
+            stats.finish(),
+            Summary {
+                count: 3,
+                ..Summary::default()
+            }
+        );
         assert_eq!(block_bytes(Dtype::F4) * 2, BLOCK_ELEMENTS);
     }
 }

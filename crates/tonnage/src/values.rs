@@ -45,7 +45,12 @@ impl SmallFloat {
             Dtype::F8_E5M2FNUZ => (5, 2, 16, Special::NegativeZero),
             _ => return None,
         };
-        Some(SmallFloat { exponent, mantissa, bias, special })
+        Some(SmallFloat {
+            exponent,
+            mantissa,
+            bias,
+            special,
+        })
     }
 
     /// The value of a pattern.
@@ -80,7 +85,11 @@ impl SmallFloat {
 
 /// The value of an `F8_E8M0` pattern: a power of two, or NaN.
 fn e8m0(bits: u8) -> f64 {
-    if bits == u8::MAX { f64::NAN } else { (bits as f64 - 127.0).exp2() }
+    if bits == u8::MAX {
+        f64::NAN
+    } else {
+        (bits as f64 - 127.0).exp2()
+    }
 }
 
 /// Whether [`decode`] knows the dtype: all but complex numbers.
@@ -93,7 +102,13 @@ pub fn is_real(dtype: Dtype) -> bool {
 pub fn decode(dtype: Dtype, bytes: &[u8], out: &mut Vec<f64>) {
     macro_rules! wide {
         ($ty:ty, $to:expr) => {
-            out.extend(bytes.as_chunks().0.iter().map(|&chunk| $to(<$ty>::from_le_bytes(chunk))))
+            out.extend(
+                bytes
+                    .as_chunks()
+                    .0
+                    .iter()
+                    .map(|&chunk| $to(<$ty>::from_le_bytes(chunk))),
+            )
         };
     }
     match dtype {
@@ -111,7 +126,9 @@ pub fn decode(dtype: Dtype, bytes: &[u8], out: &mut Vec<f64>) {
         Dtype::F64 => wide!(f64, |v| v),
         Dtype::F8_E8M0 => out.extend(bytes.iter().map(|&byte| e8m0(byte))),
         _ => {
-            let Some(float) = SmallFloat::of(dtype) else { return };
+            let Some(float) = SmallFloat::of(dtype) else {
+                return;
+            };
             let table = table(float);
             let value = |pattern: u8| table.get(pattern as usize).copied().unwrap_or(f64::NAN);
             for_each_pattern(dtype.bitsize(), bytes, |pattern| out.push(value(pattern)));
@@ -121,7 +138,10 @@ pub fn decode(dtype: Dtype, bytes: &[u8], out: &mut Vec<f64>) {
 
 fn table(float: SmallFloat) -> Vec<f64> {
     let bits = 1 + float.exponent + float.mantissa;
-    (0..=u8::MAX).take(1 << bits).map(|pattern| float.decode(pattern)).collect()
+    (0..=u8::MAX)
+        .take(1 << bits)
+        .map(|pattern| float.decode(pattern))
+        .collect()
 }
 
 /// Calls `each` with the patterns of 4, 6 or 8 bits in `bytes`, least significant bits first (spec 5.3).
@@ -151,16 +171,31 @@ mod tests {
 
     #[test]
     fn known_patterns_have_their_published_values() {
-        assert_eq!(values(Dtype::F4, &[0x10, 0x72, 0xF9]), [0.0, 0.5, 1.0, 6.0, -0.5, -6.0]);
-        assert_eq!(values(Dtype::F8_E4M3, &[0x7E, 0x01, 0xFE]), [448.0, 0.001953125, -448.0]);
+        assert_eq!(
+            values(Dtype::F4, &[0x10, 0x72, 0xF9]),
+            [0.0, 0.5, 1.0, 6.0, -0.5, -6.0]
+        );
+        assert_eq!(
+            values(Dtype::F8_E4M3, &[0x7E, 0x01, 0xFE]),
+            [448.0, 0.001953125, -448.0]
+        );
         assert!(values(Dtype::F8_E4M3, &[0x7F])[0].is_nan());
-        assert_eq!(values(Dtype::F8_E5M2, &[0x7B, 0x7C, 0xFC]), [57344.0, f64::INFINITY, f64::NEG_INFINITY]);
+        assert_eq!(
+            values(Dtype::F8_E5M2, &[0x7B, 0x7C, 0xFC]),
+            [57344.0, f64::INFINITY, f64::NEG_INFINITY]
+        );
         assert_eq!(values(Dtype::F8_E4M3FNUZ, &[0x7F, 0xFF]), [240.0, -240.0]);
         assert!(values(Dtype::F8_E5M2FNUZ, &[0x80])[0].is_nan());
-        assert_eq!(values(Dtype::F8_E8M0, &[127, 0, 254]), [1.0, 2f64.powi(-127), 2f64.powi(127)]);
+        assert_eq!(
+            values(Dtype::F8_E8M0, &[127, 0, 254]),
+            [1.0, 2f64.powi(-127), 2f64.powi(127)]
+        );
         // Four elements in three bytes, least significant bits first: 1, 2, 3, 0x3F.
         let packed = 1_u32 | 2 << 6 | 3 << 12 | 0x3F << 18;
-        assert_eq!(values(Dtype::F6_E2M3, &packed.to_le_bytes()[..3]), [0.125, 0.25, 0.375, -7.5]);
+        assert_eq!(
+            values(Dtype::F6_E2M3, &packed.to_le_bytes()[..3]),
+            [0.125, 0.25, 0.375, -7.5]
+        );
         assert_eq!(values(Dtype::F6_E3M2, &[0x1F, 0, 0])[0], 28.0);
     }
 
@@ -169,7 +204,10 @@ mod tests {
         assert_eq!(values(Dtype::I16, &[0xFF, 0xFF, 1, 0]), [-1.0, 1.0]);
         assert_eq!(values(Dtype::F32, &1.5_f32.to_le_bytes()), [1.5]);
         assert_eq!(values(Dtype::BF16, &[0x80, 0x3F]), [1.0]);
-        assert_eq!(values(Dtype::U64, &u64::MAX.to_le_bytes()), [u64::MAX as f64]);
+        assert_eq!(
+            values(Dtype::U64, &u64::MAX.to_le_bytes()),
+            [u64::MAX as f64]
+        );
         assert_eq!(values(Dtype::BOOL, &[0, 1, 7]), [0.0, 1.0, 7.0]);
         assert!(values(Dtype::C64, &[0; 8]).is_empty() && !is_real(Dtype::C64));
     }
