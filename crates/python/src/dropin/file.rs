@@ -1,0 +1,340 @@
+//! An open file: its header, its bytes, and the adapter that makes tensors of them.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict};
+use tonnage::format::slice::Runs;
+use tonnage::format::{self, Dtype, Header, ReadOptions, Step, TensorInfo, probe};
+use tonnage::storage::{self, FileSource, MemorySource, PrivateMap, Source};
+
+use super::adapter::Adapter;
+use super::args::{Backend, Device, Framework};
+use super::gather::gather;
+use super::packing::unpack;
+use crate::buffer::{Buffer, Owned, PinnedBytes, Target};
+use crate::error;
+
+/// Tensors up to this size are read several to a system call.
+const SMALL: u64 = 256 << 10;
+/// How many of them.
+const BATCH: usize = 512;
+
+/// A file open for one framework and device. Shared by `safe_open` and the slices it gave out.
+pub struct Opened {
+    pub header: Header<Vec<u8>>,
+    pub adapter: Adapter,
+    source: Arc<dyn Source>,
+    /// The mapped file, where tensors view it.
+    map: Option<Py<Buffer>>,
+}
+
+enum Refusal {
+    Io(storage::Error),
+    Format(format::Error),
+}
+
+/// Reads the header, asking for no memory that the file's length does not justify.
+fn read_header(source: &dyn Source) -> Result<Header<Vec<u8>>, Refusal> {
+    let options = ReadOptions::strict();
+    let mut bytes = Vec::new();
+    while let Step::Need { offset, len } =
+        probe(&bytes, Some(source.len()), &options).map_err(Refusal::Format)?
+    {
+        // `probe` checked the header's length against the file's, so both fit in memory.
+        let have = bytes.len();
+        bytes.resize(have + len as usize, 0);
+        source
+            .read_exact_at(offset, &mut bytes[have..])
+            .map_err(Refusal::Io)?;
+    }
+    Header::parse(bytes, Some(source.len()), &options).map_err(Refusal::Format)
+}
+
+/// The bytes of a big-endian host's elements are the file's, reversed.
+fn to_native(dtype: Dtype, bytes: &mut [u8]) {
+    if cfg!(target_endian = "big") && dtype.swap_unit() > 1 {
+        bytes
+            .chunks_exact_mut(dtype.swap_unit())
+            .for_each(<[u8]>::reverse);
+    }
+}
+
+impl Opened {
+    /// Opens a file by its path.
+    pub fn path(
+        py: Python<'_>,
+        path: &Path,
+        framework: Framework,
+        device: &Device,
+        backend: Backend,
+    ) -> PyResult<Self> {
+        let source = py
+            .detach(|| FileSource::open(path))
+            .map_err(|e| error::open(&e))?;
+        check_device(framework, device)?;
+        let header = py
+            .detach(|| read_header(&source))
+            .map_err(|refusal| match refusal {
+                Refusal::Io(e) => error::io("Error while deserializing header", &e, None),
+                Refusal::Format(e) => {
+                    error::format("Error while deserializing header", &e, Some(source.label()))
+                }
+            })?;
+        let adapter = Adapter::new(py, framework, device)?;
+        let mut map = None;
+        let viewable = adapter.maps && cfg!(target_endian = "little");
+        if let (Backend::Mmap, true, Some(file)) = (backend, viewable, source.file()) {
+            let made = PrivateMap::from_file(file, source.label()).map_err(|e| error::open(&e))?;
+            if (made.len() as u64) < source.len() {
+                let text = format!("{} became shorter while it was opened", source.label());
+                return Err(error::usage("DATA_TRUNCATED", &text));
+            }
+            map = Some(Py::new(py, Buffer::map(made))?);
+        }
+        Ok(Opened {
+            header,
+            adapter,
+            source: Arc::new(source),
+            map,
+        })
+    }
+
+    /// Takes the content of a file.
+    pub fn bytes(
+        data: &Bound<'_, PyBytes>,
+        framework: Framework,
+        device: &Device,
+    ) -> PyResult<Self> {
+        let py = data.py();
+        check_device(framework, device)?;
+        let owner = Arc::new(PinnedBytes::new(data));
+        let source = MemorySource::from_owner(owner, "<bytes>");
+        let header = py
+            .detach(|| read_header(&source))
+            .map_err(|refusal| match refusal {
+                Refusal::Io(e) => error::io("Error while deserializing", &e, None),
+                Refusal::Format(e) => error::format("Error while deserializing", &e, None),
+            })?;
+        let adapter = Adapter::new(py, framework, device)?;
+        Ok(Opened {
+            header,
+            adapter,
+            source: Arc::new(source),
+            map: None,
+        })
+    }
+
+    /// What the file is called in messages.
+    pub fn label(&self) -> &str {
+        self.source.label()
+    }
+
+    /// Position of the tensor of this name.
+    pub fn position(&self, name: &str) -> PyResult<usize> {
+        self.header.position(name).ok_or_else(|| {
+            let text = format!("File does not contain tensor {name}");
+            let (tensor, file) = (Some(name), Some(self.label()));
+            let fields = error::Fields {
+                code: "UNKNOWN_TENSOR",
+                tensor,
+                file,
+                ..Default::default()
+            };
+            error::raise(error::Kind::Plain, &text, fields)
+        })
+    }
+
+    /// The tensor at a position that [`Opened::position`] gave.
+    pub fn info(&self, position: usize) -> PyResult<TensorInfo<'_>> {
+        let missing = || error::usage("UNKNOWN_TENSOR", "no tensor at this position");
+        self.header.tensor(position).ok_or_else(missing)
+    }
+
+    /// The tensor's dtype, if this version knows it and the framework has it.
+    pub fn dtype(&self, py: Python<'_>, info: &TensorInfo<'_>) -> PyResult<Dtype> {
+        let dtype = info.dtype.known().map_err(|e| {
+            let context = format!("Dtype not understood: {}", info.dtype.name());
+            error::format(&context, &e.tensor(info.name), Some(self.label()))
+        })?;
+        self.adapter.check(py, dtype)?;
+        Ok(dtype)
+    }
+
+    /// Whether tensors of this dtype view the mapped file.
+    pub fn views(&self, dtype: Dtype) -> bool {
+        self.map.is_some() && (self.adapter.packed || dtype.bitsize() >= 8)
+    }
+
+    /// The whole tensor.
+    pub fn tensor<'py>(
+        &self,
+        py: Python<'py>,
+        info: &TensorInfo<'_>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let dtype = self.dtype(py, info)?;
+        if let Some(map) = self.map.as_ref().filter(|_| self.views(dtype)) {
+            let offset = self.header.data_start() + info.begin;
+            let map = map.bind(py).as_any();
+            return self
+                .adapter
+                .tensor(map, dtype, info.shape, offset, info.byte_len());
+        }
+        let (source, start) = (&*self.source, self.header.data_start() + info.begin);
+        self.fresh(py, info.name, dtype, info.shape, info.byte_len(), |dst| {
+            source.read_exact_at(start, dst)
+        })
+    }
+
+    /// The slice of a tensor that `runs` cover, as a tensor of `shape`.
+    pub fn slice<'py>(
+        &self,
+        py: Python<'py>,
+        info: &TensorInfo<'_>,
+        runs: Runs,
+        shape: &[u64],
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let dtype = self.dtype(py, info)?;
+        let (source, start) = (&*self.source, self.header.data_start() + info.begin);
+        self.fresh(py, info.name, dtype, shape, runs.byte_len(), |dst| {
+            gather(source, start, runs, dst)
+        })
+    }
+
+    /// A tensor of memory of its own, `len` bytes that `fill` reads with the GIL released.
+    fn fresh<'py>(
+        &self,
+        py: Python<'py>,
+        name: &str,
+        dtype: Dtype,
+        shape: &[u64],
+        len: u64,
+        fill: impl FnOnce(&mut [u8]) -> Result<(), storage::Error> + Send,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        if !self.adapter.reads {
+            return self
+                .adapter
+                .tensor(py.None().bind(py), dtype, shape, 0, len);
+        }
+        let size = in_memory(len)?;
+        let refused = |e: storage::Error| unreadable(name, &e);
+        let whole = self.adapter.packed || dtype.bitsize() >= 8;
+        if let Some(memory) = self.adapter.alloc(py, size)?.filter(|_| whole) {
+            let mut target = Target::new(&memory, size)?;
+            let bytes = target.as_mut_slice();
+            py.detach(|| fill(bytes).map(|()| to_native(dtype, bytes)))
+                .map_err(refused)?;
+            drop(target);
+            return self.adapter.tensor(&memory, dtype, shape, 0, len);
+        }
+        let mut owned = Owned::new(size)?;
+        let bytes = owned.as_mut_slice();
+        py.detach(|| fill(bytes).map(|()| to_native(dtype, bytes)))
+            .map_err(refused)?;
+        self.finish(py, dtype, shape, owned, len)
+    }
+
+    /// Makes the tensor of memory that was filled.
+    fn finish<'py>(
+        &self,
+        py: Python<'py>,
+        dtype: Dtype,
+        shape: &[u64],
+        mut owned: Owned,
+        len: u64,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let mut len = len;
+        if !self.adapter.packed && dtype.bitsize() < 8 {
+            len = len * 8 / dtype.bitsize() as u64;
+            let mut spread = Owned::new(in_memory(len)?)?;
+            let (from, to) = (owned.as_mut_slice(), spread.as_mut_slice());
+            py.detach(|| unpack(from, dtype.bitsize() as u32, to));
+            owned = spread;
+        }
+        let buffer = Bound::new(py, Buffer::owned(owned))?;
+        self.adapter.tensor(buffer.as_any(), dtype, shape, 0, len)
+    }
+
+    /// Every tensor by name, in the order of the file.
+    pub fn tensors<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let all = PyDict::new(py);
+        if self.map.is_some() || !self.adapter.reads || self.adapter.allocates() {
+            for info in self.header.iter_by_offset() {
+                all.set_item(info.name, self.tensor(py, &info)?)?;
+            }
+            return Ok(all);
+        }
+        let infos: Vec<TensorInfo<'_>> = self.header.iter_by_offset().collect();
+        let mut dtypes = Vec::with_capacity(infos.len());
+        let mut memory = Vec::with_capacity(infos.len());
+        for info in &infos {
+            dtypes.push(self.dtype(py, info)?);
+            memory.push(Owned::new(in_memory(info.byte_len())?)?);
+        }
+        py.detach(|| self.fill_all(&infos, &dtypes, &mut memory))?;
+        for ((info, dtype), owned) in infos.iter().zip(dtypes).zip(memory) {
+            let tensor = self.finish(py, dtype, info.shape, owned, info.byte_len())?;
+            all.set_item(info.name, tensor)?;
+        }
+        Ok(all)
+    }
+
+    /// Reads every tensor into its memory. Small neighbours share a system call.
+    fn fill_all(
+        &self,
+        infos: &[TensorInfo<'_>],
+        dtypes: &[Dtype],
+        memory: &mut [Owned],
+    ) -> PyResult<()> {
+        let start = self.header.data_start();
+        let mut at = 0;
+        while let Some(first) = infos.get(at) {
+            let small = |info: &&TensorInfo<'_>| info.byte_len() <= SMALL;
+            let count = infos[at..]
+                .iter()
+                .take(BATCH)
+                .take_while(small)
+                .count()
+                .max(1);
+            let end = at + count;
+            // The tensors tile the data section, so neighbours in this order are neighbours in the file.
+            let mut parts: Vec<&mut [u8]> = memory[at..end]
+                .iter_mut()
+                .map(Owned::as_mut_slice)
+                .collect();
+            self.source
+                .read_vectored_at(start + first.begin, &mut parts)
+                .map_err(|e| unreadable(first.name, &e))?;
+            for (part, &dtype) in parts.iter_mut().zip(&dtypes[at..end]) {
+                to_native(dtype, part);
+            }
+            at = end;
+        }
+        Ok(())
+    }
+}
+
+fn check_device(framework: Framework, device: &Device) -> PyResult<()> {
+    let named =
+        framework.has_devices() && (*device != Device::Meta || framework == Framework::Torch);
+    if *device == Device::Cpu || named {
+        return Ok(());
+    }
+    let text = format!("Device {device} is not supported for framework {framework}");
+    Err(error::argument("DEVICE", &text))
+}
+
+fn unreadable(name: &str, error: &storage::Error) -> PyErr {
+    error::io(
+        &format!("Could not read tensor {name} from file"),
+        error,
+        Some(name),
+    )
+}
+
+fn in_memory(len: u64) -> PyResult<usize> {
+    usize::try_from(len).map_err(|_| {
+        pyo3::exceptions::PyMemoryError::new_err(format!("{len} bytes do not fit in memory"))
+    })
+}

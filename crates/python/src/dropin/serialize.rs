@@ -1,0 +1,323 @@
+//! Saving: the bytes of a file from specs, and the plain `deserialize`.
+//!
+//! Equal input gives equal bytes, and the bytes are the reference's. A file is replaced whole or not at
+//! all. Tensors that are not in host memory are fetched one at a time, so that host memory holds one of
+//! them and not the model.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use pyo3::prelude::*;
+use pyo3::types::{PyByteArray, PyBytes, PyDict, PyList, PyTuple};
+use tonnage::format::{
+    self, Header, Layout, ReadOptions, TensorSpec as Spec, WriteOptions, layout,
+};
+use tonnage::storage::{self, AtomicFile, AtomicOptions, Durability, Sink};
+
+use super::spec::TensorSpec;
+use crate::buffer::Foreign;
+use crate::error;
+
+const CONTEXT: &str = "Error while serializing";
+
+type Specs = HashMap<String, Py<TensorSpec>>;
+type Metadata = Option<HashMap<String, String>>;
+
+/// A file about to be written.
+struct Plan<'a> {
+    names: Vec<&'a str>,
+    specs: Vec<&'a TensorSpec>,
+    layout: Layout,
+    /// Gives the specs of tensors that have no address yet.
+    fetch: Option<&'a Py<PyAny>>,
+}
+
+impl<'a> Plan<'a> {
+    fn new(specs: &'a Specs, metadata: &Metadata, fetch: Option<&'a Py<PyAny>>) -> PyResult<Self> {
+        let (names, specs): (Vec<&str>, Vec<&TensorSpec>) = specs
+            .iter()
+            .map(|(name, spec)| (name.as_str(), spec.get()))
+            .unzip();
+        let rows: Vec<Spec<'_>> = names
+            .iter()
+            .zip(&specs)
+            .map(|(name, spec)| Spec {
+                name,
+                dtype: spec.dtype,
+                shape: &spec.shape,
+            })
+            .collect();
+        let pairs: Option<Vec<(&str, &str)>> = metadata.as_ref().map(|pairs| {
+            pairs
+                .iter()
+                .map(|(key, value)| (key.as_str(), value.as_str()))
+                .collect()
+        });
+        let layout = layout(&rows, pairs.as_deref(), &WriteOptions::default())
+            .map_err(|e| error::format(CONTEXT, &e, None))?;
+        let plan = Plan {
+            names,
+            specs,
+            layout,
+            fetch,
+        };
+        for at in 0..plan.specs.len() {
+            plan.check_len(at, plan.specs[at])?;
+        }
+        Ok(plan)
+    }
+
+    fn check_len(&self, at: usize, spec: &TensorSpec) -> PyResult<()> {
+        let (begin, end) = self.layout.ranges[at];
+        if spec.byte_len() as u64 == end - begin {
+            return Ok(());
+        }
+        let error = format::Error::new(format::Reason::WriteSize)
+            .tensor(self.names[at])
+            .found(format_args!("{} bytes", spec.byte_len()))
+            .needed(format_args!(
+                "{} for {} of shape {:?}",
+                end - begin,
+                spec.dtype,
+                spec.shape
+            ));
+        Err(error::format(CONTEXT, &error, None))
+    }
+
+    /// Writes header and tensors in the order of the file. The GIL is held only to fetch.
+    fn write(&self, py: Python<'_>, out: &mut dyn Out) -> PyResult<()> {
+        let mut offset = self.layout.header.len() as u64;
+        py.detach(|| out.write(0, &self.layout.header))?;
+        let mut order = self.layout.order.as_slice();
+        while let Some((&first, rest)) = order.split_first() {
+            if let Some(bytes) = self.specs[first].data() {
+                let more = rest
+                    .iter()
+                    .take_while(|&&at| self.specs[at].data().is_some())
+                    .count();
+                let (run, rest) = order.split_at(1 + more);
+                py.detach(|| -> PyResult<()> {
+                    for &at in run {
+                        let bytes = self.specs[at].data().unwrap_or(bytes);
+                        out.write(offset, bytes.as_slice())?;
+                        offset += bytes.as_slice().len() as u64;
+                    }
+                    Ok(())
+                })?;
+                order = rest;
+            } else {
+                let (bytes, owner) = self.fetch(py, first)?;
+                py.detach(|| out.write(offset, bytes.as_slice()))?;
+                offset += bytes.as_slice().len() as u64;
+                drop(owner);
+                order = rest;
+            }
+        }
+        py.detach(|| out.flush())
+    }
+
+    /// The bytes of a tensor that has no address yet, and what keeps them alive.
+    fn fetch(&self, py: Python<'_>, at: usize) -> PyResult<(Foreign, Py<PyAny>)> {
+        let name = self.names[at];
+        let missing = || {
+            let error = format::Error::new(format::Reason::WriteSize).tensor(name);
+            error::format(CONTEXT, &error.found("no address").needed("data"), None)
+        };
+        let fetched = self.fetch.ok_or_else(missing)?.bind(py).call1((name,))?;
+        let (spec, owner): (Py<TensorSpec>, Py<PyAny>) = fetched.cast::<PyTuple>()?.extract()?;
+        let spec = spec.bind(py).get();
+        self.check_len(at, spec)?;
+        Ok((spec.data().ok_or_else(missing)?, owner))
+    }
+}
+
+/// Where a file's bytes go, in order.
+trait Out: Send {
+    fn write(&mut self, offset: u64, bytes: &[u8]) -> PyResult<()>;
+    fn flush(&mut self) -> PyResult<()>;
+}
+
+/// Small writes are gathered up to this size.
+const CHUNK: usize = 1 << 20;
+
+/// A file, through a buffer for small tensors.
+struct ToFile<'a> {
+    file: &'a AtomicFile,
+    pending: Vec<u8>,
+    at: u64,
+}
+
+impl ToFile<'_> {
+    fn put(&self, offset: u64, bytes: &[u8]) -> PyResult<()> {
+        self.file
+            .write_all_at(offset, bytes)
+            .map_err(|e| unwritable(&e))?;
+        self.file.start_writeback(offset, bytes.len() as u64);
+        Ok(())
+    }
+}
+
+impl Out for ToFile<'_> {
+    fn write(&mut self, offset: u64, bytes: &[u8]) -> PyResult<()> {
+        if self.pending.len() + bytes.len() > CHUNK {
+            self.flush()?;
+        }
+        if bytes.len() >= CHUNK / 4 {
+            self.flush()?;
+            return self.put(offset, bytes);
+        }
+        if self.pending.is_empty() {
+            self.at = offset;
+        }
+        self.pending.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> PyResult<()> {
+        let pending = std::mem::take(&mut self.pending);
+        if !pending.is_empty() {
+            self.put(self.at, &pending)?;
+        }
+        self.pending = pending;
+        self.pending.clear();
+        Ok(())
+    }
+}
+
+/// Memory of the file's length.
+struct ToMemory<'a>(&'a mut [u8]);
+
+impl Out for ToMemory<'_> {
+    fn write(&mut self, offset: u64, bytes: &[u8]) -> PyResult<()> {
+        let start = offset as usize;
+        self.0[start..start + bytes.len()].copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> PyResult<()> {
+        Ok(())
+    }
+}
+
+fn unwritable(error: &storage::Error) -> PyErr {
+    error::io(CONTEXT, error, None)
+}
+
+fn to_bytes<'py>(py: Python<'py>, plan: &Plan<'_>) -> PyResult<Bound<'py, PyBytes>> {
+    let len = usize::try_from(plan.layout.file_len)
+        .map_err(|_| pyo3::exceptions::PyMemoryError::new_err("the file does not fit in memory"))?;
+    PyBytes::new_with(py, len, |bytes| plan.write(py, &mut ToMemory(bytes)))
+}
+
+fn to_file(py: Python<'_>, plan: &Plan<'_>, filename: &PathBuf, fsync: bool) -> PyResult<()> {
+    let durability = if fsync {
+        Durability::Full
+    } else {
+        Durability::None
+    };
+    let options = AtomicOptions {
+        durability,
+        ..AtomicOptions::default()
+    };
+    let file = py
+        .detach(|| {
+            let file = AtomicFile::create(filename, &options)?;
+            file.reserve(plan.layout.file_len)?;
+            Ok(file)
+        })
+        .map_err(|e: storage::Error| unwritable(&e))?;
+    plan.write(
+        py,
+        &mut ToFile {
+            file: &file,
+            pending: Vec::new(),
+            at: 0,
+        },
+    )?;
+    py.detach(|| file.commit()).map_err(|e| unwritable(&e))
+}
+
+/// The bytes of a safetensors file.
+///
+/// `tensor_dict` maps names to `TensorSpec`; each spec's memory must stay valid until this returns.
+#[pyfunction]
+#[pyo3(signature = (tensor_dict, metadata = None))]
+pub fn serialize<'py>(
+    py: Python<'py>,
+    tensor_dict: Specs,
+    metadata: Metadata,
+) -> PyResult<Bound<'py, PyBytes>> {
+    to_bytes(py, &Plan::new(&tensor_dict, &metadata, None)?)
+}
+
+/// Writes a safetensors file, replacing what was there whole or not at all.
+///
+/// With `fsync=True` the file survives a power cut once this has returned.
+#[pyfunction]
+#[pyo3(signature = (tensor_dict, filename, metadata = None, *, fsync = true))]
+pub fn serialize_file(
+    py: Python<'_>,
+    tensor_dict: Specs,
+    filename: PathBuf,
+    metadata: Metadata,
+    fsync: bool,
+) -> PyResult<()> {
+    to_file(
+        py,
+        &Plan::new(&tensor_dict, &metadata, None)?,
+        &filename,
+        fsync,
+    )
+}
+
+/// What the modules' `save` and `save_file` are made of: `serialize` or, with a `filename`,
+/// `serialize_file`, where specs may lack an address. `fetch(name)` gives such a tensor's spec and an
+/// object that keeps its memory; it is called in the file's order, one at a time.
+#[pyfunction]
+#[pyo3(name = "_write_tensors", signature = (tensor_dict, fetch, filename, metadata, fsync))]
+pub fn write_tensors<'py>(
+    py: Python<'py>,
+    tensor_dict: Specs,
+    fetch: Py<PyAny>,
+    filename: Option<PathBuf>,
+    metadata: Metadata,
+    fsync: bool,
+) -> PyResult<Option<Bound<'py, PyBytes>>> {
+    let plan = Plan::new(&tensor_dict, &metadata, Some(&fetch))?;
+    match filename {
+        Some(filename) => to_file(py, &plan, &filename, fsync).map(|()| None),
+        None => to_bytes(py, &plan).map(Some),
+    }
+}
+
+/// The tensors of a file's content as `(name, {"shape", "dtype", "data"})`, in the order of the file.
+#[pyfunction]
+#[pyo3(signature = (bytes))]
+pub fn deserialize<'py>(bytes: &Bound<'py, PyBytes>) -> PyResult<Bound<'py, PyList>> {
+    let py = bytes.py();
+    let content = bytes.as_bytes();
+    let refused = |e: format::Error| error::format("Error while deserializing", &e, None);
+    let header = Header::parse(content, Some(content.len() as u64), &ReadOptions::strict())
+        .map_err(refused)?;
+    let items = PyList::empty(py);
+    for info in header.iter_by_offset() {
+        let dtype = info
+            .dtype
+            .known()
+            .map_err(|e| refused(e.tensor(info.name)))?;
+        let (start, end) = (
+            header.data_start() + info.begin,
+            header.data_start() + info.end,
+        );
+        // The header was checked against the content's length.
+        let data = content
+            .get(start as usize..end as usize)
+            .unwrap_or_default();
+        let entry = PyDict::new(py);
+        entry.set_item("shape", info.shape.to_vec())?;
+        entry.set_item("dtype", dtype.name())?;
+        entry.set_item("data", PyByteArray::new(py, data))?;
+        items.append((info.name, entry))?;
+    }
+    Ok(items)
+}

@@ -1,0 +1,23 @@
+//! `tonnage._native`: the native half of the Python package. Translation only — handles, exceptions, text.
+//!
+//! * [`error`]: every exception the package raises, and how Rust errors become them.
+//! * [`buffer`]: memory that Python sees; the one file with `unsafe`.
+//! * [`dropin`]: the reference package's native surface (`safe_open`, `serialize`, …).
+//!
+//! What a tensor is in each framework lives in Python (`tonnage._adapters`), since that is where the
+//! frameworks live; the native side hands an adapter a buffer, a dtype and a shape.
+
+mod buffer;
+mod dropin;
+mod error;
+
+use pyo3::prelude::*;
+
+/// The native half of the `tonnage` package.
+#[pymodule(gil_used = false)]
+fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    error::register(module)?;
+    module.add_class::<buffer::Buffer>()?;
+    dropin::register(module)
+}
