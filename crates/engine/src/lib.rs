@@ -1,1 +1,44 @@
-//! The engine.
+//! Runs reads, writes and copies: the plain host path.
+//!
+//! Work comes as jobs: bytes of a source that belong in a buffer ([`read`]), bytes of a buffer that belong
+//! in a sink ([`write`]), bytes of a source that belong in a sink ([`copy`]). The engine sorts them by
+//! file and offset, joins small neighbours, cuts large ones into blocks, and deals the blocks to a few
+//! threads. What it promises:
+//!
+//! * **Its own memory is bounded** by threads × block, whatever the amount of data; reads go straight
+//!   into the caller's buffers and large writes straight out of them.
+//! * **The first failure ends the run**: no block starts after it, and [`Error`] says which.
+//! * **It stops when told**: a [`Cancel`] is looked at before each block.
+//! * **It reports**: bytes, seconds, threads ([`Report`]), and progress while it runs ([`Progress`]).
+//!
+//! ```
+//! use tonnage_engine::{Options, Read, read};
+//! use tonnage_storage::MemorySource;
+//!
+//! let source = MemorySource::new(*b"0123456789", "<bytes>");
+//! let (mut head, mut tail) = ([0; 3], [0; 2]);
+//! let report = read(
+//!     vec![
+//!         Read { source: &source, offset: 8, dst: &mut tail },
+//!         Read { source: &source, offset: 0, dst: &mut head },
+//!     ],
+//!     &Options::default(),
+//! )?;
+//! assert_eq!((&head, &tail, report.bytes), (b"012", b"89", 5));
+//! # Ok::<(), tonnage_engine::Error>(())
+//! ```
+//!
+//! Direct I/O, device memory and staging rings are not here yet.
+
+mod control;
+mod copy;
+mod host;
+mod queue;
+mod read;
+mod write;
+
+pub use control::{Cancel, Error, OnProgress, Options, Progress, Report};
+pub use copy::{Copy, copy};
+pub use host::HostBuffer;
+pub use read::{Read, read};
+pub use write::{Write, write};

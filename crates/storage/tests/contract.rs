@@ -132,7 +132,8 @@ fn only_what_is_in_memory_or_mapped_shows_its_bytes() {
 fn truncation_behind_an_open_source_is_an_error_and_no_signal() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("source");
-    let open: [fn(&std::path::Path) -> Box<dyn Source>; 2] = [
+    type Open = fn(&std::path::Path) -> Box<dyn Source>;
+    let open: [Open; 2] = [
         |p| Box::new(FileSource::open(p).unwrap()),
         |p| Box::new(MmapSource::open(p).unwrap()),
     ];

@@ -1,0 +1,179 @@
+//! What a run is told, and what it tells.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// A flag that ends a run from outside. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Cancel(Arc<AtomicBool>);
+
+impl Cancel {
+    /// A flag that is not raised.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Raises the flag: no further block is started.
+    pub fn cancel(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the flag is raised.
+    pub fn is_cancelled(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// How far a run is, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Bytes done.
+    pub done: u64,
+    /// Bytes in all.
+    pub total: u64,
+}
+
+/// Called after each block, from the threads that work.
+pub type OnProgress<'a> = &'a (dyn Fn(Progress) + Sync);
+
+/// How to run. The default suits a local disk.
+#[derive(Clone, Copy, Default)]
+pub struct Options<'a> {
+    /// Threads at work; by default one for each core, at most [`Options::MAX_THREADS`].
+    pub threads: Option<usize>,
+    /// Bytes of a block; by default [`Options::BLOCK`].
+    pub block: Option<usize>,
+    /// Told how far the run is.
+    pub progress: Option<OnProgress<'a>>,
+    /// Ends the run.
+    pub cancel: Option<&'a Cancel>,
+}
+
+impl Options<'_> {
+    /// Threads taken by default at most: more do not make a local disk faster.
+    pub const MAX_THREADS: usize = 8;
+    /// Bytes of a block by default. Measured: from 4 MiB on, a local disk is at its limit.
+    pub const BLOCK: usize = 8 << 20;
+
+    pub(crate) fn threads(&self, blocks: usize) -> usize {
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+        let wanted = self
+            .threads
+            .unwrap_or_else(|| cores().min(Self::MAX_THREADS));
+        wanted.min(blocks).max(1)
+    }
+
+    pub(crate) fn block(&self) -> usize {
+        // A block below a page would be all overhead.
+        self.block.unwrap_or(Self::BLOCK).max(4096)
+    }
+}
+
+impl fmt::Debug for Options<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Options")
+            .field("threads", &self.threads)
+            .field("block", &self.block)
+            .field("progress", &self.progress.is_some())
+            .field("cancel", &self.cancel)
+            .finish()
+    }
+}
+
+/// What a run did.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Report {
+    /// Wall-clock time.
+    pub seconds: f64,
+    /// Bytes moved.
+    pub bytes: u64,
+    /// Threads that worked.
+    pub threads: usize,
+    /// The way taken: "read", "write", "copy", "view".
+    pub strategy: &'static str,
+}
+
+impl Report {
+    /// Gigabytes (10^9) a second; 0 for a run too short to time.
+    pub fn gb_per_s(&self) -> f64 {
+        if self.seconds > 0.0 {
+            self.bytes as f64 / self.seconds / 1e9
+        } else {
+            0.0
+        }
+    }
+}
+
+/// Why a run ended early.
+#[derive(Debug)]
+pub enum Error {
+    /// A source or a sink failed at this byte.
+    Storage {
+        /// What it said.
+        error: tonnage_storage::Error,
+        /// First byte of the failed block, in the file that the error names.
+        offset: u64,
+    },
+    /// The [`Cancel`] was raised.
+    Cancelled,
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::Storage { error, .. } => error.fmt(f),
+            Error::Cancelled => f.write_str("cancelled"),
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Error::Storage { error, .. } => Some(error),
+            Error::Cancelled => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_fit_the_work_and_speed_is_per_second() {
+        let options = Options::default();
+        assert_eq!((options.threads(0), options.threads(1)), (1, 1));
+        assert!(options.threads(100) <= Options::MAX_THREADS);
+        assert_eq!(
+            Options {
+                threads: Some(99),
+                ..options
+            }
+            .threads(50),
+            50
+        );
+        assert_eq!(
+            (
+                options.block(),
+                Options {
+                    block: Some(0),
+                    ..options
+                }
+                .block()
+            ),
+            (8 << 20, 4096)
+        );
+        assert!(format!("{options:?}").contains("progress: false"));
+        let report = Report {
+            seconds: 2.0,
+            bytes: 4_000_000_000,
+            ..Report::default()
+        };
+        assert_eq!(
+            (report.gb_per_s(), Report::default().gb_per_s()),
+            (2.0, 0.0)
+        );
+    }
+}
