@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Writes the conformance cases and their manifest. Standard library only, deterministic.
 
-The committed files are the truth: `--check` (the default) says where this script would write
-something else and changes nothing; `--write` writes. Frozen files are written once, never again.
+The committed files are the truth: without `--write` this only says where it would write something
+else. Frozen files are written once, never again.
 """
 
 import argparse
@@ -37,12 +37,10 @@ def main():
     cases = corpus()
     wanted = {**cases.files, "manifest.json": manifest(cases.cases)}
     wanted.update(frozen.missing(ROOT))
+    wanted.update(frozen.verdicts(ROOT, cases))
     stale = [path for path, blob in sorted(wanted.items()) if not same(ROOT / path, blob)]
-    known = set(cases.files)
-    stray = [
-        path for path in sorted(str(p.relative_to(ROOT)) for p in (ROOT / "files").rglob("*") if p.is_file())
-        if path not in known
-    ]  # fmt: skip
+    found = (path for path in (ROOT / "files").rglob("*") if path.is_file())
+    stray = sorted({path.relative_to(ROOT).as_posix() for path in found} - set(cases.files))
     for path in stale:
         print(("writing " if write else "differs: ") + path)
         if write:

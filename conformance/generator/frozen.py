@@ -187,3 +187,24 @@ def missing(root):
     lines = [f"{hashlib.sha256(blob).hexdigest()}  {path.removeprefix('frozen/')}\n" for path, blob in sorted(wanted.items())]
     wanted["frozen/SHA256SUMS"] = (text + "".join(lines)).encode()
     return wanted
+
+
+def verdicts(root, corpus):
+    """One line a case, `id verdict code digest`; lines that exist stand, new cases are added."""
+    path = root / "frozen/VERDICTS"
+    text = path.read_text() if path.is_file() else ""
+    known = {line.split(" ", 1)[0] for line in text.splitlines()}
+    for case in corpus.cases:
+        if case["id"] not in known:
+            text += f"{case['id']} {case['verdict']} {case.get('code', '-')} {digest(corpus, case['file'])}\n"
+    return {"frozen/VERDICTS": text.encode()}
+
+
+def digest(corpus, path):
+    """SHA-256 of a file, or of the names and bytes of a folder's files."""
+    if path in corpus.files:
+        return hashlib.sha256(corpus.files[path]).hexdigest()
+    whole = hashlib.sha256()
+    for name in sorted(name for name in corpus.files if name.startswith(path + "/")):
+        whole.update(name.removeprefix(path + "/").encode() + b"\0" + corpus.files[name])
+    return whole.hexdigest()

@@ -1,5 +1,7 @@
 """Chapter 8: index files, and folders with the files of one checkpoint."""
 
+# ruff: noqa: UP031 (JSON is full of braces, so `%` is what stays readable)
+
 import json
 
 from .build import T, container, payload, text_of
@@ -114,6 +116,7 @@ def paths(c):
         ("newline", "x\n.safetensors", "A control character."),
         ("escape-char", "x\x1b.safetensors", "A control character that a terminal obeys."),
         ("del", "x\x7f.safetensors", "U+007F is a control character."),
+        ("c1", "x\x85.safetensors", "C1 controls are control characters."),
     ]:
         text = json.dumps({"weight_map": {"a": path}}, ensure_ascii=True)
         c.index(f"index/path-{id}", text, "reject", why, "INDEX_PATH")
