@@ -14,6 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jsonschema
+import numpy as np
 import pytest
 import tonnage
 
@@ -93,7 +95,6 @@ def test_scripts_and_committed_files_agree(script: list[str]) -> None:
 
 
 def test_the_manifest_follows_its_schema() -> None:
-    jsonschema = pytest.importorskip("jsonschema")
     schema = json.loads((ROOT / "manifest.schema.json").read_bytes())
     jsonschema.Draft202012Validator(schema).validate(
         json.loads((ROOT / "manifest.json").read_bytes())
@@ -218,7 +219,6 @@ DTYPES: dict[str, Case] = json.loads((FROZEN / "dtypes.json").read_bytes())
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_frozen_values(dtype: str) -> None:
     """Every element of every dtype is what the table says: packing, bit order and byte order."""
-    np = pytest.importorskip("numpy")
     row = DTYPES[dtype]
     with tonnage.open(FROZEN / row["file"]) as checkpoint:
         array = checkpoint[row["tensor"]].numpy()
