@@ -1,0 +1,100 @@
+"""PyTorch tensors."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+
+from .._dropin import Entries, Specs
+from .._native import TensorSpec
+from ._rows import ROWS, not_understood
+
+# Header name → torch dtype, for the dtypes that this torch has.
+TYPES: dict[str, Any] = {
+    row.name: getattr(torch, row.torch)
+    for row in ROWS.values()
+    if row.torch is not None and hasattr(torch, row.torch)
+}
+# torch dtype → bytes of one unit; float4_e2m1fn_x2 holds two elements in its byte.
+SIZE: dict[Any, int] = {dtype: max(ROWS[name].bits // 8, 1) for name, dtype in TYPES.items()}
+
+_LITTLE = sys.byteorder == "little"
+
+
+def view(buffer: Any, dtype: Any, shape: tuple[int, ...], offset: int, nbytes: int) -> Any:
+    """A tensor over a buffer's memory, which it keeps alive."""
+    if not nbytes:
+        return torch.empty(shape, dtype=dtype, device="cpu")
+    count = nbytes // dtype.itemsize
+    return torch.frombuffer(buffer, dtype=dtype, count=count, offset=offset).view(shape)
+
+
+def pinned(nbytes: int) -> Any:
+    """Page-locked memory, from which a GPU copies at full speed."""
+    return torch.empty(nbytes, dtype=torch.uint8, device="cpu", pin_memory=True).numpy()
+
+
+class Adapter:
+    """Tensors on one device."""
+
+    packed = True
+    indexes = True
+
+    def __init__(self, device: str | int) -> None:
+        self.maps = device == "cpu"
+        self.reads = device != "meta"
+        if device == "cuda":
+            device = f"cuda:{torch.cuda.current_device()}"
+        cuda = isinstance(device, str) and device.startswith("cuda")
+        self.alloc = pinned if cuda else None
+        self.device = device
+        self.tensor = view if self.maps else self.place
+
+    def dtype(self, name: str) -> Any:
+        if name not in TYPES:
+            raise not_understood(name, "this version of torch has no such dtype")
+        return TYPES[name]
+
+    def place(
+        self, buffer: Any, dtype: Any, shape: tuple[int, ...], offset: int, nbytes: int
+    ) -> Any:
+        """A tensor on another device: through host memory, one tensor at a time."""
+        if buffer is None:
+            return torch.empty(shape, dtype=dtype, device=self.device)
+        return view(buffer, dtype, shape, offset, nbytes).to(self.device)
+
+
+def plain(tensor: Any) -> Any:
+    """The tensor as its bytes should be written: on the host, nothing lazy about it."""
+    tensor = tensor.detach().to("cpu").resolve_conj().resolve_neg().contiguous()
+    if not _LITTLE:
+        swapped = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+        unit = swapped.element_size()
+        tensor = swapped.contiguous().view(torch.uint8).reshape(-1, unit).flip(1).contiguous()
+    return tensor
+
+
+def _at_hand(tensor: Any) -> bool:
+    return _LITTLE and tensor.device.type == "cpu" and not (tensor.is_conj() or tensor.is_neg())
+
+
+def spec(tensor: Any, address: int) -> TensorSpec:
+    """What is to be written for a tensor, its bytes at `address`."""
+    name = str(tensor.dtype).removeprefix("torch.")
+    return TensorSpec(dtype=name, shape=tensor.shape, data_ptr=address, data_len=tensor.nbytes)
+
+
+def entries(tensors: dict[str, Any]) -> Entries:
+    """The tensors to be written; they were checked before."""
+    specs: Specs = {
+        name: spec(tensor, tensor.data_ptr() if _at_hand(tensor) else 0)
+        for name, tensor in tensors.items()
+    }
+
+    def fetch(name: str) -> tuple[TensorSpec, object]:
+        host = plain(tensors[name])
+        return spec(tensors[name], host.data_ptr()), host
+
+    return specs, fetch
