@@ -145,13 +145,13 @@ impl Dtype {
     }
 
     /// Bits an element takes: 4 or 6 for the sub-byte floats, else a multiple of 8.
-    pub fn bitsize(self) -> usize {
+    pub fn bitsize(&self) -> usize {
         self.row().bits as usize
     }
 
     /// Bytes an element takes, rounded down (0 for `F4`).
     #[deprecated(since = "0.1.0", note = "wrong for sub-byte dtypes: use `bitsize`")]
-    pub fn size(self) -> usize {
+    pub fn size(&self) -> usize {
         self.bitsize() / 8
     }
 

@@ -46,7 +46,7 @@ impl Range {
 
 /// The runs of bytes that a slice covers, in the order of the result. Iterates over
 /// `(offset, length)`, offsets counted from the tensor's first byte.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Runs {
     /// Bits of a run.
     run: u64,

@@ -1,0 +1,193 @@
+//! Tensors to bytes: laid out by `format`, put into one buffer or written to one file.
+
+use std::cmp::Ordering;
+use std::collections::HashMap;
+use std::fmt::{Display, Write as _};
+use std::io;
+use std::path::Path;
+
+use super::{SafeTensorError, View};
+use crate::format::{Layout, Order, TensorSpec, WriteOptions, layout};
+use crate::storage::{AtomicFile, AtomicOptions, Sink};
+
+/// Tensors in the order of the file, and the bytes before them.
+struct Prepared<V> {
+    header: Vec<u8>,
+    file_len: u64,
+    views: Vec<V>,
+}
+
+/// The bytes of a file that holds these tensors: ordered by dtype, widest first, then by name.
+///
+/// # Errors
+/// [`SafeTensorError::JsonError`] for a name that repeats or is `__metadata__`;
+/// [`SafeTensorError::TensorInvalidInfo`], [`SafeTensorError::ValidationOverflow`] and
+/// [`SafeTensorError::MisalignedSlice`] for a tensor whose length is not that of its dtype and shape;
+/// [`SafeTensorError::InvalidTensorView`] for one that gives other than it promised;
+/// [`SafeTensorError::HeaderTooLarge`].
+pub fn serialize<S: AsRef<str> + Ord + Display, V: View, I: IntoIterator<Item = (S, V)>>(
+    data: I,
+    data_info: Option<HashMap<String, String>>,
+) -> Result<Vec<u8>, SafeTensorError> {
+    let prepared = prepare(data, data_info)?;
+    let no_room = |_| io::Error::from(io::ErrorKind::OutOfMemory);
+    let len = usize::try_from(prepared.file_len).map_err(no_room)?;
+    let mut file = prepared.header;
+    file.try_reserve_exact(len - file.len())
+        .map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
+    for view in &prepared.views {
+        file.extend_from_slice(&promised(view, view.data())?);
+    }
+    Ok(file)
+}
+
+/// The same, written to a file. The file is replaced whole or not at all, and when this returns it is on the
+/// disk. One tensor at a time is asked for its bytes.
+///
+/// # Errors
+/// As [`serialize`], and [`SafeTensorError::IoError`]; the file is then as it was.
+pub fn serialize_to_file<S, V, I>(
+    data: I,
+    data_info: Option<HashMap<String, String>>,
+    filename: &Path,
+) -> Result<(), SafeTensorError>
+where
+    S: AsRef<str> + Ord + Display,
+    V: View,
+    I: IntoIterator<Item = (S, V)>,
+{
+    let prepared = prepare(data, data_info)?;
+    let file = AtomicFile::create(filename, &AtomicOptions::default())?;
+    file.reserve(prepared.file_len)?;
+    let mut out = Appender {
+        sink: &file,
+        pending: prepared.header,
+        at: 0,
+    };
+    for view in &prepared.views {
+        out.append(&promised(view, view.data())?)?;
+    }
+    out.flush()?;
+    Ok(file.commit()?)
+}
+
+/// A tensor's bytes, if they are as many as it said.
+fn promised<V: View, D: AsRef<[u8]>>(view: &V, data: D) -> Result<D, SafeTensorError> {
+    let found = data.as_ref().len();
+    if found == view.data_len() {
+        Ok(data)
+    } else {
+        let (dtype, shape) = (view.dtype(), view.shape().to_vec());
+        Err(SafeTensorError::InvalidTensorView(dtype, shape, found))
+    }
+}
+
+/// Gathers small tensors into writes of a megabyte.
+struct Appender<'a, S: Sink> {
+    sink: &'a S,
+    pending: Vec<u8>,
+    /// Where the pending bytes belong.
+    at: u64,
+}
+
+impl<S: Sink> Appender<'_, S> {
+    const BLOCK: usize = 1 << 20;
+
+    fn append(&mut self, data: &[u8]) -> Result<(), SafeTensorError> {
+        if self.pending.len() + data.len() > Self::BLOCK {
+            self.flush()?;
+        }
+        if data.len() >= Self::BLOCK {
+            self.write(data)
+        } else {
+            self.pending.extend_from_slice(data);
+            Ok(())
+        }
+    }
+
+    fn write(&mut self, data: &[u8]) -> Result<(), SafeTensorError> {
+        self.sink.write_all_at(self.at, data)?;
+        self.sink.start_writeback(self.at, data.len() as u64);
+        self.at += data.len() as u64;
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), SafeTensorError> {
+        let mut pending = std::mem::take(&mut self.pending);
+        self.write(&pending)?;
+        pending.clear();
+        self.pending = pending;
+        Ok(())
+    }
+}
+
+fn prepare<S, V, I>(
+    data: I,
+    data_info: Option<HashMap<String, String>>,
+) -> Result<Prepared<V>, SafeTensorError>
+where
+    S: AsRef<str> + Ord + Display,
+    V: View,
+    I: IntoIterator<Item = (S, V)>,
+{
+    let mut data: Vec<(S, V)> = data.into_iter().collect();
+    sort(&mut data);
+    let layout = lay_out(&data, data_info)?;
+    for ((_, view), range) in data.iter().zip(&layout.ranges) {
+        if view.data_len() as u64 != range.1 - range.0 {
+            return Err(SafeTensorError::TensorInvalidInfo);
+        }
+    }
+    Ok(Prepared {
+        header: layout.header,
+        file_len: layout.file_len,
+        views: data.into_iter().map(|(_, view)| view).collect(),
+    })
+}
+
+/// The order of the file: dtypes descending, then names by their own order.
+fn sort<S: Ord, V: View>(data: &mut [(S, V)]) {
+    let order = |(left_name, left): &(S, V), (right_name, right): &(S, V)| -> Ordering {
+        let dtypes = right.dtype().cmp(&left.dtype());
+        dtypes.then_with(|| left_name.cmp(right_name))
+    };
+    data.sort_by(order);
+}
+
+fn lay_out<S: Display, V: View>(
+    data: &[(S, V)],
+    data_info: Option<HashMap<String, String>>,
+) -> Result<Layout, SafeTensorError> {
+    // Names and extents in one allocation each; a part ends where the next begins.
+    let (mut names, mut extents) = (String::new(), Vec::new());
+    let mut ends = Vec::with_capacity(data.len());
+    for (name, view) in data {
+        // The name in the file is what the key displays as. Writing to a string cannot fail.
+        let _ = write!(names, "{name}");
+        extents.extend(view.shape().iter().map(|&extent| extent as u64));
+        ends.push((names.len(), extents.len()));
+    }
+    let mut start = (0, 0);
+    let specs: Vec<TensorSpec<'_>> = data
+        .iter()
+        .zip(ends)
+        .map(|((_, view), end)| {
+            let spec = TensorSpec {
+                name: names.get(start.0..end.0).unwrap_or_default(),
+                dtype: view.dtype(),
+                shape: extents.get(start.1..end.1).unwrap_or_default(),
+            };
+            start = end;
+            spec
+        })
+        .collect();
+    let pairs: Option<Vec<(&str, &str)>> = data_info
+        .as_ref()
+        .map(|info| info.iter().map(|(k, v)| (&**k, &**v)).collect());
+    let options = WriteOptions {
+        order: Order::Given,
+        ..WriteOptions::default()
+    };
+    layout(&specs, pairs.as_deref(), &options)
+        .map_err(|error| SafeTensorError::from_format(&error, &[]))
+}
