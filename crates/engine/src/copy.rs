@@ -30,7 +30,7 @@ pub fn copy(sink: &dyn Sink, jobs: &[Copy<'_>], options: &Options<'_>) -> Result
         .into_iter()
         .flat_map(|job| cut(job, size))
         .collect();
-    queue::run(
+    queue::for_each_block(
         blocks,
         options,
         "copy",

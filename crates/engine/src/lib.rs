@@ -40,5 +40,6 @@ mod write;
 pub use control::{Cancel, Error, OnProgress, Options, Progress, Report};
 pub use copy::{Copy, copy};
 pub use host::HostBuffer;
+pub use queue::for_each_block;
 pub use read::{Read, read};
 pub use write::{Write, write};

@@ -7,7 +7,10 @@ use std::time::Instant;
 use crate::control::{Error, Options, Progress, Report};
 
 /// Runs `work` on every block, which takes `size` bytes, with a state of its own for each thread.
-pub(crate) fn run<B: Send, S>(
+///
+/// # Errors
+/// The first error of `work`, or that the run was cancelled.
+pub fn for_each_block<B: Send, S>(
     blocks: Vec<B>,
     options: &Options<'_>,
     strategy: &'static str,

@@ -40,7 +40,7 @@ pub fn read(mut jobs: Vec<Read<'_>>, options: &Options<'_>) -> Result<Report, Er
         )
     });
     let blocks = cut(jobs, options.block());
-    queue::run(
+    queue::for_each_block(
         blocks,
         options,
         "read",

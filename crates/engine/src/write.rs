@@ -32,7 +32,7 @@ pub fn write(sink: &dyn Sink, jobs: &[Write<'_>], options: &Options<'_>) -> Resu
     let mut jobs = jobs.to_vec();
     jobs.sort_by_key(|job| job.offset);
     let blocks = cut(&jobs, options.block());
-    queue::run(
+    queue::for_each_block(
         blocks,
         options,
         "write",

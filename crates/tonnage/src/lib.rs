@@ -1,11 +1,36 @@
-//! The façade.
+//! Model-weight files: open, look, load, save, verify.
+//!
+//! **A checkpoint is a table of byte ranges**: name, dtype, shape, file, offset, length. A
+//! [`Checkpoint`] is that table of one file or of many, with ways to get at the bytes:
+//!
+//! * nothing but headers is read until a tensor is asked for, and a slice reads only what it covers;
+//! * a name in an index file leads nowhere outside of its folder, and a file that breaks the
+//!   specification is refused with the file, the tensor, what was found, what was needed and the clause;
+//! * whatever goes wrong in a save, the old checkpoint or the new one is there, whole.
+//!
+//! The mechanisms live below and are re-exported: [`format`] (the grammar), [`storage`] (files),
+//! [`engine`] (moving bytes). [`compat`] has the reference crate's API with its semantics.
 
 pub use tonnage_engine as engine;
 pub use tonnage_format as format;
 pub use tonnage_storage as storage;
 
 pub mod cast;
+mod checkpoint;
 pub mod compat;
 pub mod diff;
+mod error;
+mod load;
+pub mod names;
+mod open;
 pub mod stats;
+mod tensor;
 pub mod values;
+
+pub use checkpoint::{Checkpoint, CheckpointFile, Note};
+pub use error::{Error, ErrorKind, Result};
+pub use load::{ALIGN, Load, Loaded, LoadedTensor, OnProgressOf, Report};
+pub use open::{Layout, OpenOptions};
+pub use tensor::{GAP, SliceRef, TensorRef};
+pub use tonnage_format::Dtype;
+pub use tonnage_format::slice::Range as Slice;

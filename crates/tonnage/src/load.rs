@@ -1,0 +1,360 @@
+//! Loading: many tensors into one piece of host memory, cast on the way if asked.
+
+use tonnage_engine::{self as engine, Cancel, HostBuffer, OnProgress, Options, Progress, Read};
+use tonnage_format::Dtype;
+use tonnage_storage::Source;
+
+use crate::cast::{cast, cast_len, castable};
+use crate::checkpoint::Checkpoint;
+use crate::error::{Error, Result};
+use crate::names::{is_pattern, matches, near};
+use crate::tensor::TensorRef;
+
+/// What to load, and how. The default loads everything as it is.
+#[derive(Clone, Debug, Default)]
+pub struct Load<'a> {
+    /// Names and patterns (`*`, `?`, `[…]`); empty for everything. Order and repetition do not matter.
+    pub select: Vec<String>,
+    /// Casts floating-point tensors to this dtype; others stay as they are.
+    pub dtype: Option<Dtype>,
+    /// As [`Options::threads`].
+    pub threads: Option<usize>,
+    /// As [`Options::progress`].
+    pub progress: Option<OnProgressOf<'a>>,
+    /// As [`Options::cancel`].
+    pub cancel: Option<&'a Cancel>,
+}
+
+/// [`OnProgress`] with a `Debug` of its own.
+#[derive(Clone, Copy)]
+pub struct OnProgressOf<'a>(pub OnProgress<'a>);
+
+impl std::fmt::Debug for OnProgressOf<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("OnProgress")
+    }
+}
+
+impl Load<'_> {
+    fn options(&self) -> Options<'_> {
+        Options {
+            threads: self.threads,
+            block: None,
+            progress: self.progress.map(|p| p.0),
+            cancel: self.cancel,
+        }
+    }
+}
+
+/// Where loaded tensors start: on multiples of this, as vector instructions like it.
+pub const ALIGN: u64 = 64;
+
+/// What a load did.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Report {
+    /// Wall-clock time.
+    pub seconds: f64,
+    /// Bytes read from the files.
+    pub bytes_read: u64,
+    /// Threads that worked.
+    pub threads: usize,
+    /// The way taken.
+    pub strategy: &'static str,
+    /// Tensors loaded.
+    pub loaded: usize,
+    /// Names that were asked for, or expected, and are not there.
+    pub missing: Vec<String>,
+    /// Names that are there and were not expected.
+    pub unexpected: Vec<String>,
+    /// Names whose dtype or shape is not the expected one, and how.
+    pub mismatched: Vec<(String, String)>,
+}
+
+impl Report {
+    /// Gigabytes (10^9) read a second; 0 for a load too short to time.
+    pub fn gb_per_s(&self) -> f64 {
+        if self.seconds > 0.0 {
+            self.bytes_read as f64 / self.seconds / 1e9
+        } else {
+            0.0
+        }
+    }
+}
+
+/// A loaded tensor: its bytes are `begin..end` of the load's memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoadedTensor {
+    /// Its name.
+    pub name: String,
+    /// Its dtype after casting.
+    pub dtype: Dtype,
+    /// Its extents in elements.
+    pub shape: Vec<u64>,
+    /// First byte.
+    pub begin: usize,
+    /// One past the last byte.
+    pub end: usize,
+}
+
+/// What was loaded.
+#[derive(Debug)]
+pub struct Loaded {
+    buffer: HostBuffer,
+    tensors: Vec<LoadedTensor>,
+    report: Report,
+}
+
+impl Loaded {
+    /// The tensors in the order of their bytes in the files, each with its bytes.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = (&LoadedTensor, &[u8])> + '_ {
+        self.tensors
+            .iter()
+            .map(|tensor| (tensor, &self.buffer.as_slice()[tensor.begin..tensor.end]))
+    }
+
+    /// A tensor by name.
+    pub fn get(&self, name: &str) -> Option<(&LoadedTensor, &[u8])> {
+        self.iter().find(|(tensor, _)| tensor.name == name)
+    }
+
+    /// What the load did.
+    pub fn report(&self) -> &Report {
+        &self.report
+    }
+
+    /// The memory, the tensors in it, and the report.
+    pub fn into_parts(self) -> (HostBuffer, Vec<LoadedTensor>, Report) {
+        (self.buffer, self.tensors, self.report)
+    }
+}
+
+/// Bytes of a tensor's file that are cast by one thread at a time.
+struct CastBlock<'a> {
+    source: &'a dyn Source,
+    from: Dtype,
+    to: Dtype,
+    offset: u64,
+    len: usize,
+    dst: &'a mut [u8],
+}
+
+impl Checkpoint {
+    /// Positions of the tensors that names and patterns select, ascending, and those that select nothing.
+    pub fn select(&self, wanted: &[String]) -> (Vec<usize>, Vec<String>) {
+        if wanted.is_empty() {
+            return ((0..self.len()).collect(), Vec::new());
+        }
+        let mut chosen = vec![false; self.len()];
+        let mut missing = Vec::new();
+        for text in wanted {
+            let mut found = false;
+            if let Some(tensor) = self.get(text) {
+                chosen[tensor.index()] = true;
+                found = true;
+            } else if is_pattern(text) {
+                for tensor in self.iter().filter(|tensor| matches(text, tensor.name())) {
+                    chosen[tensor.index()] = true;
+                    found = true;
+                }
+            }
+            if !found {
+                missing.push(text.clone());
+            }
+        }
+        (
+            chosen
+                .iter()
+                .enumerate()
+                .filter(|(_, chosen)| **chosen)
+                .map(|(at, _)| at)
+                .collect(),
+            missing,
+        )
+    }
+
+    /// Loads tensors into host memory.
+    ///
+    /// # Errors
+    /// `SELECT` if nothing is selected although something was asked for; `UNSUPPORTED_DTYPE`; `CAST` for a
+    /// dtype to which nothing can be cast; what the system said; `CANCELLED`.
+    pub fn load(&self, load: &Load<'_>) -> Result<Loaded> {
+        let (positions, missing) = self.select(&load.select);
+        if let ([], Some(first)) = (&positions[..], missing.first()) {
+            let text = format!("nothing is selected: no tensor matches {first:?}");
+            return Err(Error::usage("SELECT", text).suggest(near(first, self.names())));
+        }
+        let (tensors, len) = self.place(&positions, load.dtype)?;
+        let mut buffer = HostBuffer::new(len)?;
+        let run = self.fill(&positions, &tensors, buffer.as_mut_slice(), &load.options())?;
+        let report = Report {
+            seconds: run.seconds,
+            bytes_read: run.bytes,
+            threads: run.threads,
+            strategy: run.strategy,
+            loaded: tensors.len(),
+            missing,
+            ..Report::default()
+        };
+        self.set_report(report.clone());
+        Ok(Loaded {
+            buffer,
+            tensors,
+            report,
+        })
+    }
+
+    fn place(&self, positions: &[usize], dtype: Option<Dtype>) -> Result<(Vec<LoadedTensor>, u64)> {
+        let mut tensors = Vec::with_capacity(positions.len());
+        let mut end = 0_u64;
+        for tensor in positions.iter().filter_map(|&position| self.at(position)) {
+            let from = tensor.dtype()?;
+            let to = dtype.filter(|&to| castable(from, to)).unwrap_or(from);
+            let len = if to == from {
+                tensor.byte_len()
+            } else {
+                cast_len(from, tensor.byte_len(), to)?
+            };
+            let too_large = || Error::from(tonnage_format::Reason::SizeOverflow);
+            let begin = end.checked_next_multiple_of(ALIGN).ok_or_else(too_large)?;
+            end = begin
+                .checked_add(len)
+                .filter(|&end| isize::try_from(end).is_ok())
+                .ok_or_else(too_large)?;
+            tensors.push(LoadedTensor {
+                name: tensor.name().to_owned(),
+                dtype: to,
+                shape: tensor.shape().to_vec(),
+                begin: begin as usize,
+                end: end as usize,
+            });
+        }
+        Ok((tensors, end))
+    }
+
+    fn fill(
+        &self,
+        positions: &[usize],
+        places: &[LoadedTensor],
+        memory: &mut [u8],
+        options: &Options<'_>,
+    ) -> Result<engine::Report> {
+        let (mut reads, mut casts) = (Vec::new(), Vec::new());
+        let (mut rest, mut at) = (memory, 0);
+        for (tensor, place) in positions
+            .iter()
+            .filter_map(|&position| self.at(position))
+            .zip(places)
+        {
+            let (_, after) = std::mem::take(&mut rest).split_at_mut(place.begin - at);
+            let (part, after) = after.split_at_mut(place.end - place.begin);
+            (rest, at) = (after, place.end);
+            let from = tensor.dtype()?;
+            if from == place.dtype {
+                reads.push(Read {
+                    source: tensor.source()?,
+                    offset: tensor.offset(),
+                    dst: part,
+                });
+            } else {
+                casts.extend(cast_blocks(&tensor, from, place.dtype, part)?);
+            }
+        }
+        run(reads, casts, options)
+    }
+}
+
+fn cast_blocks<'a>(
+    tensor: &TensorRef<'a>,
+    from: Dtype,
+    to: Dtype,
+    dst: &'a mut [u8],
+) -> Result<Vec<CastBlock<'a>>> {
+    /// Elements of a block: a multiple of 8, so blocks of every dtype begin on a byte.
+    const ELEMENTS: usize = 1 << 20;
+    let (step, dst_step) = (ELEMENTS / 8 * from.bitsize(), ELEMENTS / 8 * to.bitsize());
+    let source = tensor.source()?;
+    let mut left = tensor.byte_len();
+    let mut offset = tensor.offset();
+    let block = |dst| {
+        let len = left.min(step as u64);
+        let block = CastBlock {
+            source,
+            from,
+            to,
+            offset,
+            len: len as usize,
+            dst,
+        };
+        offset += len;
+        left -= len;
+        block
+    };
+    Ok(dst.chunks_mut(dst_step).map(block).collect())
+}
+
+fn run(
+    reads: Vec<Read<'_>>,
+    casts: Vec<CastBlock<'_>>,
+    options: &Options<'_>,
+) -> Result<engine::Report> {
+    let read_bytes: u64 = reads.iter().map(|read| read.dst.len() as u64).sum();
+    let total = read_bytes + casts.iter().map(|block| block.len as u64).sum::<u64>();
+    let after = |base: u64| {
+        move |p: Progress| {
+            if let Some(progress) = options.progress {
+                progress(Progress {
+                    done: base + p.done,
+                    total,
+                });
+            }
+        }
+    };
+    let (first, second) = (after(0), after(read_bytes));
+    let told = options.progress.is_some();
+    let mut report = engine::read(
+        reads,
+        &Options {
+            progress: told.then_some(&first as OnProgress<'_>),
+            ..*options
+        },
+    )?;
+    if casts.is_empty() {
+        return Ok(report);
+    }
+    let options = Options {
+        progress: told.then_some(&second as OnProgress<'_>),
+        ..*options
+    };
+    let size = |block: &CastBlock<'_>| block.len as u64;
+    let cast = engine::for_each_block(
+        casts,
+        &options,
+        "read and cast",
+        size,
+        Vec::new,
+        |staging: &mut Vec<u8>, block| {
+            staging.resize(block.len, 0);
+            let failed = |error| engine::Error::Storage {
+                error,
+                offset: block.offset,
+            };
+            block
+                .source
+                .read_exact_at(block.offset, staging)
+                .map_err(failed)?;
+            let result = cast(block.from, staging, block.to, block.dst);
+            result.map_err(|e| {
+                failed(tonnage_storage::Error::new(
+                    "cast",
+                    block.source.label(),
+                    std::io::Error::other(e),
+                ))
+            })
+        },
+    )?;
+    report.seconds += cast.seconds;
+    report.bytes += cast.bytes;
+    report.threads = report.threads.max(cast.threads);
+    report.strategy = cast.strategy;
+    Ok(report)
+}
