@@ -178,12 +178,8 @@ impl CatalogBuilder {
                 };
                 Err(Error::new(Reason::IndexTensorTwice)
                     .tensor(catalog.name(earlier as usize))
-                    .found(format_args!(
-                        "it in {:?} and in {:?}",
-                        label(earlier),
-                        label(later)
-                    ))
-                    .needed("each tensor in one file"))
+                    .found(format_args!("it in {:?}", label(later)))
+                    .needed(format_args!("it once: {:?} holds it", label(earlier))))
             },
         )?;
         catalog.by_name = by_name;
