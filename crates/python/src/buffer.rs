@@ -10,6 +10,7 @@
 //!    it returns. The documentation of `TensorSpec` says so to Python callers; the package's own callers hold
 //!    a reference to the owner.
 //! 5. A writable Python buffer pins its memory while the `PyBuffer` lives.
+//! 6. A file descriptor that a Python object names is open while that object is; the caller holds it.
 #![allow(unsafe_code)]
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
@@ -181,6 +182,20 @@ impl Target {
         Ok(Target(buffer))
     }
 
+    /// Takes hold of `object`'s memory, which must be writable and contiguous, whatever its length.
+    pub fn any(object: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let buffer = PyBuffer::<u8>::get(object)?;
+        let len = buffer.len_bytes();
+        drop(buffer);
+        Self::new(object, len)
+    }
+
+    /// Where the bytes are: first address and one past the last.
+    pub fn span(&self) -> (usize, usize) {
+        let start = self.0.buf_ptr().addr();
+        (start, start + self.0.len_bytes())
+    }
+
     /// The bytes. Nobody else may use them meanwhile.
     pub fn as_mut_slice(&mut self) -> &mut [u8] {
         let (start, len) = (self.0.buf_ptr().cast::<u8>(), self.0.len_bytes());
@@ -218,4 +233,16 @@ impl AsRef<[u8]> for PinnedBytes {
         // Invariant 4: `bytes` are immutable, and the owner is held.
         self.bytes.as_slice()
     }
+}
+
+/// A file of our own for a descriptor that a Python file object holds: it stays open when that is closed.
+#[cfg(unix)]
+pub fn duplicate(descriptor: i32) -> std::io::Result<std::fs::File> {
+    use std::os::fd::BorrowedFd;
+    if descriptor < 0 {
+        return Err(std::io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: not -1, and open while the caller holds the object (invariant 6).
+    let borrowed = unsafe { BorrowedFd::borrow_raw(descriptor) };
+    Ok(borrowed.try_clone_to_owned()?.into())
 }

@@ -3,6 +3,7 @@
 //! * [`error`]: every exception the package raises, and how Rust errors become them.
 //! * [`buffer`]: memory that Python sees; the one file with `unsafe`.
 //! * [`dropin`]: the reference package's native surface (`safe_open`, `serialize`, …).
+//! * [`paved`]: the native side of `tonnage.open`, `save`, `Writer` and `verify`.
 //!
 //! What a tensor is in each framework lives in Python (`tonnage._adapters`), since that is where the
 //! frameworks live; the native side hands an adapter a buffer, a dtype and a shape.
@@ -10,6 +11,7 @@
 mod buffer;
 mod dropin;
 mod error;
+mod paved;
 
 use pyo3::prelude::*;
 
@@ -19,5 +21,6 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     error::register(module)?;
     module.add_class::<buffer::Buffer>()?;
-    dropin::register(module)
+    dropin::register(module)?;
+    paved::register(module)
 }

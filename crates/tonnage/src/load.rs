@@ -5,7 +5,7 @@ use tonnage_format::Dtype;
 use tonnage_storage::Source;
 
 use crate::cast::{cast, cast_len, castable};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, check_buffer};
 use crate::error::{Error, Result};
 use crate::names::{is_pattern, matches, near};
 use crate::tensor::TensorRef;
@@ -201,6 +201,32 @@ impl Checkpoint {
             tensors,
             report,
         })
+    }
+
+    /// Reads many tensors at once, each by position into a buffer of the caller's, and casts those whose
+    /// dtype is not the wanted one. Needs no memory besides the buffers but a staging block a thread.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::load`]; `BUFFER_SIZE` if a buffer has another length than its tensor takes.
+    pub fn read_as(&self, jobs: Vec<(usize, Dtype, &mut [u8])>, options: &Options<'_>) -> Result<engine::Report> {
+        let (mut reads, mut casts) = (Vec::new(), Vec::new());
+        for (position, to, dst) in jobs {
+            let unknown = || Error::from(tonnage_format::Reason::UnknownTensor);
+            let tensor = self.at(position).ok_or_else(unknown)?;
+            let from = tensor.dtype()?;
+            if from == to {
+                check_buffer(tensor.name(), tensor.byte_len(), dst.len())?;
+                reads.push(Read { source: tensor.source()?, offset: tensor.offset(), dst });
+                continue;
+            }
+            if !castable(from, to) {
+                let refused = tonnage_format::Error::new(tonnage_format::Reason::Cast).tensor(tensor.name());
+                return Err(refused.found(format_args!("{from} to {to}")).into());
+            }
+            check_buffer(tensor.name(), cast_len(from, tensor.byte_len(), to)?, dst.len())?;
+            casts.extend(cast_blocks(&tensor, from, to, dst)?);
+        }
+        run(reads, casts, options)
     }
 
     fn place(&self, positions: &[usize], dtype: Option<Dtype>) -> Result<(Vec<LoadedTensor>, u64)> {

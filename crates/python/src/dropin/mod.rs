@@ -12,7 +12,7 @@ mod file;
 mod gather;
 mod index;
 mod open;
-mod packing;
+pub mod packing;
 mod serialize;
 mod slice;
 mod spec;

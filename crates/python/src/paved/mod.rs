@@ -1,0 +1,36 @@
+//! The native side of the paved path: an open checkpoint, saving, verifying.
+//!
+//! * [`handle`]: an open checkpoint; [`source`]: what it was opened from.
+//! * [`read`]: bulk reads into Python's memory; [`run`]: Ctrl-C and progress around any long work.
+//! * [`save`]: saving and the streaming writer; [`verify`]: everything that is wrong.
+//! * [`failure`]: the façade's errors as exceptions.
+//!
+//! The Python half (`tonnage._checkpoint` and its neighbours) makes tensors of what comes from here. All
+//! names of this module start with an underscore: they are the package's own.
+
+mod failure;
+mod handle;
+mod read;
+mod run;
+mod source;
+
+use pyo3::prelude::*;
+use pyo3::wrap_pyfunction;
+use tonnage::Dtype;
+
+/// Adds the classes and functions to the module.
+pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<handle::Handle>()?;
+    module.add_class::<run::CancelFlag>()?;
+    module.add_function(wrap_pyfunction!(castable, module)?)
+}
+
+/// Whether floats of one dtype can be cast to another; both are names of a header.
+#[pyfunction]
+#[pyo3(name = "_castable")]
+fn castable(from: &str, to: &str) -> bool {
+    match (Dtype::from_name(from), Dtype::from_name(to)) {
+        (Some(from), Some(to)) => tonnage::cast::castable(from, to),
+        _ => false,
+    }
+}
