@@ -83,15 +83,17 @@ impl AtomicFile {
         };
         let existing = existing(&target)?;
         let suffix = if options.suffix.is_empty() {
-            "tmp"
+            SUFFIX
         } else {
             &options.suffix
         };
-        let name = target
-            .file_name()
-            .and_then(|n| n.to_str())
-            .map(str::to_owned);
-        if let Some(name) = name {
+        if suffix == SUFFIX {
+            // Files with a suffix of their own may be in use under their temporary name (see
+            // [`Staged::keep`]): only who chose the suffix knows when they are not.
+            let name = target
+                .file_name()
+                .and_then(|name| name.to_str())
+                .unwrap_or_default();
             sweep(folder_of(&target), suffix, |swept, _| swept == name);
         }
         let temp = Temp::beside(&target, suffix)?;
@@ -151,6 +153,19 @@ impl Staged {
     /// What it will replace.
     pub fn target(&self) -> &Path {
         &self.target
+    }
+
+    /// Gives it another target in the same folder, whose mode and owner it takes over if that exists.
+    ///
+    /// # Errors
+    /// As [`AtomicFile::create`].
+    pub fn retarget(&mut self, target: &Path) -> Result<(), Error> {
+        if let Some(meta) = existing(target)? {
+            inherit(self.temp.file(), &meta)
+                .map_err(|e| Error::at("set the mode of", self.temp.path(), e))?;
+        }
+        self.target = target.to_owned();
+        Ok(())
     }
 
     /// Takes the target's place, durably if that was asked for.
@@ -223,6 +238,20 @@ impl Sink for AtomicFile {
             .sync_all()
             .map_err(|e| Error::new("bring to the disk", &self.label, e))
     }
+}
+
+/// The suffix of temporary files that are of no use to anyone but their writer.
+const SUFFIX: &str = "tmp";
+
+/// Locks a folder against others who do the same, until the result is dropped. Where the file system
+/// has no such locks, this does nothing.
+///
+/// # Errors
+/// What the system said when the folder was opened.
+pub fn lock_folder(folder: &Path) -> Result<File, Error> {
+    let file = File::open(folder).map_err(|e| Error::at("open", folder, e))?;
+    let _ = rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive);
+    Ok(file)
 }
 
 /// Brings a folder's entries to the disk, so that a rename in it survives a power cut.

@@ -43,7 +43,7 @@ mod sink;
 mod source;
 pub mod temp;
 
-pub use atomic::{AtomicFile, AtomicOptions, Durability, Staged, sync_dir};
+pub use atomic::{AtomicFile, AtomicOptions, Durability, Staged, lock_folder, sync_dir};
 pub use error::Error;
 pub use file::FileSource;
 pub use memory::MemorySource;

@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 
-use tonnage_storage::{AtomicFile, AtomicOptions, Durability, Sink, sync_dir};
+use tonnage_storage::{AtomicFile, AtomicOptions, Durability, Sink, lock_folder, sync_dir};
 
 fn replace(
     path: &Path,
@@ -146,4 +146,64 @@ fn a_file_protected_from_writing_is_not_replaced() {
             !root && e.kind() == ErrorKind::PermissionDenied && fs::read(&path).unwrap() == b"old"
         ),
     }
+}
+
+#[test]
+fn a_staged_file_can_be_given_another_name_and_takes_over_its_mode() {
+    let folder = tempfile::tempdir().unwrap();
+    let (first, second) = (folder.path().join("first"), folder.path().join("second"));
+    fs::write(&second, b"old").unwrap();
+    fs::set_permissions(&second, fs::Permissions::from_mode(0o640)).unwrap();
+    let options = AtomicOptions {
+        suffix: "part".to_owned(),
+        ..Default::default()
+    };
+    let file = AtomicFile::create(&first, &options).unwrap();
+    file.write_all_at(0, b"new").unwrap();
+    let mut staged = file.stage().unwrap();
+    assert!(staged.path().to_str().unwrap().ends_with(".part"));
+    assert_eq!(
+        staged.retarget(folder.path()).unwrap_err().kind(),
+        ErrorKind::IsADirectory
+    );
+    staged.retarget(&second).unwrap();
+    staged.commit().unwrap();
+    assert_eq!(
+        (fs::read(&second).unwrap(), mode(&second)),
+        (b"new".to_vec(), 0o640)
+    );
+    assert_eq!(names(folder.path()), ["second"]);
+
+    let kept = AtomicFile::create(&first, &options)
+        .unwrap()
+        .stage()
+        .unwrap()
+        .keep();
+    assert!(kept.exists());
+}
+
+#[test]
+fn a_folder_is_locked_until_the_lock_is_dropped() {
+    let folder = tempfile::tempdir().unwrap();
+    let lock = lock_folder(folder.path()).unwrap();
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let path = folder.path().to_owned();
+    let other = std::thread::spawn(move || {
+        let _lock = lock_folder(&path).unwrap();
+        sender.send(()).unwrap();
+    });
+    assert!(
+        receiver
+            .recv_timeout(std::time::Duration::from_millis(100))
+            .is_err()
+    );
+    drop(lock);
+    receiver.recv().unwrap();
+    other.join().unwrap();
+    assert_eq!(
+        lock_folder(&folder.path().join("absent"))
+            .unwrap_err()
+            .kind(),
+        ErrorKind::NotFound
+    );
 }

@@ -114,6 +114,23 @@ impl<'a> TensorRef<'a> {
         Ok(())
     }
 
+    /// Some of its bytes, from `offset` within the tensor on, read into `dst`.
+    ///
+    /// # Errors
+    /// What the system said; `BUFFER_SIZE` if the tensor does not have that many.
+    pub fn read_at(&self, offset: u64, dst: &mut [u8]) -> Result<()> {
+        let end = offset.checked_add(dst.len() as u64);
+        if end.is_none_or(|end| end > self.row.len) {
+            let (name, len, wanted) = (self.row.name, self.row.len, dst.len());
+            let text =
+                format!("tensor {name:?} has {len} bytes, asked were {wanted} from {offset} on");
+            return Err(Error::usage("BUFFER_SIZE", text));
+        }
+        Ok(self
+            .source()?
+            .read_exact_at(self.row.offset.saturating_add(offset), dst)?)
+    }
+
     /// A slice, one range a dimension; dimensions without one are taken whole.
     ///
     /// # Errors

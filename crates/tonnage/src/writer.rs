@@ -1,0 +1,606 @@
+//! Writing tensor by tensor: checkpoints larger than memory.
+//!
+//! A safetensors file begins with its header, which needs every name and shape. There are two ways out:
+//!
+//! * [`Writer::declared`] is told all of them first. Files are laid out as `save` lays them out, tensors
+//!   may come in any order, and every byte is written once.
+//! * [`Writer::create`] is told each tensor when it comes. Data goes into the file as it comes, after
+//!   [`ROOM`] bytes left free for the header. When the file is complete and the header fits and no tensor
+//!   came to lie askew, the header is put there, padded with spaces (spec 9.8). Otherwise, and for files
+//!   below [`SMALL`], the data is copied once into a file laid out as `save` does it.
+//!
+//! Either way memory holds names and shapes, never data, and a file is completed and synced as soon as
+//! it is full. Nothing is visible before [`Writer::finish`]; a writer that is dropped leaves nothing.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::time::Instant;
+
+use tonnage_engine as engine;
+use tonnage_format::{self as format, Dtype, Order, Reason, TensorSpec, WriteOptions};
+use tonnage_storage::{AtomicFile, AtomicOptions, FileSource, Sink, Staged};
+
+use crate::error::{Error, Result};
+use crate::publish::{Part, hidden_file, publish, sweep};
+use crate::save::{Content, Item, Save, Saved, Target, TensorData, byte_len, layout_of};
+use crate::shards::split;
+
+/// Bytes left free for a header that is not known yet: about 2,500 tensors with usual names.
+pub const ROOM: u64 = 256 << 10;
+/// Files with less data than this are always laid out as `save` does it: copying them is cheap.
+pub const SMALL: u64 = 64 << 20;
+/// Bytes after which the disk may start with what was written.
+const WRITEBACK: u64 = 8 << 20;
+
+/// Writes a checkpoint tensor by tensor.
+#[derive(Debug)]
+pub struct Writer<'a> {
+    save: Save<'a>,
+    target: Target,
+    start: Instant,
+    known: HashMap<String, Place>,
+    /// Declared files, or none.
+    declared: Vec<Declared>,
+    /// The file being filled, and the one of a tensor too large for it.
+    current: Option<Spool>,
+    own: Option<Spool>,
+    parts: Vec<Part>,
+    open: Option<Open>,
+    total: u64,
+    failed: bool,
+}
+
+/// Where a tensor is to be written, if that is known beforehand.
+#[derive(Clone, Debug)]
+enum Place {
+    Written,
+    Declared { shard: usize, tensor: usize },
+}
+
+#[derive(Debug)]
+struct Declared {
+    tensors: Vec<(String, Dtype, Vec<u64>)>,
+    layout: format::Layout,
+    file: Option<AtomicFile>,
+    left: usize,
+    staged: Option<Staged>,
+}
+
+#[derive(Debug)]
+struct Spool {
+    file: AtomicFile,
+    tensors: Vec<(String, Dtype, Vec<u64>)>,
+    ranges: Vec<(u64, u64)>,
+    end: u64,
+}
+
+#[derive(Debug)]
+struct Open {
+    name: String,
+    /// The declared file it goes to; otherwise a spool.
+    shard: Option<usize>,
+    own: bool,
+    offset: u64,
+    left: u64,
+    unsynced: u64,
+}
+
+impl<'a> Writer<'a> {
+    /// Starts a checkpoint whose tensors are not known yet. The path means what it means for `save`.
+    ///
+    /// # Errors
+    /// What the system said about the folder.
+    pub fn create(path: impl AsRef<Path>, save: &Save<'a>) -> Result<Self> {
+        let target = Target::of(path.as_ref(), &save.stem)?;
+        sweep(&target.folder, &target.stem);
+        Ok(Writer {
+            save: save.clone(),
+            target,
+            start: Instant::now(),
+            known: HashMap::new(),
+            declared: Vec::new(),
+            current: None,
+            own: None,
+            parts: Vec::new(),
+            open: None,
+            total: 0,
+            failed: false,
+        })
+    }
+
+    /// Starts a checkpoint of exactly these tensors, which may be written in any order.
+    ///
+    /// # Errors
+    /// As [`Writer::create`]; spec 9.1 to 9.5.
+    pub fn declared(
+        path: impl AsRef<Path>,
+        tensors: &[TensorSpec<'_>],
+        save: &Save<'a>,
+    ) -> Result<Self> {
+        let sizes = tensors
+            .iter()
+            .map(|t| byte_len(&item(t.name, t.dtype, t.shape)))
+            .collect::<Result<Vec<_>>>()?;
+        let mut writer = Self::create(path, save)?;
+        writer.total = sizes
+            .iter()
+            .fold(0, |sum: u64, &size| sum.saturating_add(size));
+        for (shard, members) in split(sizes, save.max_shard_size).into_iter().enumerate() {
+            let specs: Vec<TensorSpec<'_>> = members.iter().map(|&i| tensors[i]).collect();
+            for (tensor, spec) in specs.iter().enumerate() {
+                if writer
+                    .known
+                    .insert(spec.name.to_owned(), Place::Declared { shard, tensor })
+                    .is_some()
+                {
+                    return Err(format::Error::new(Reason::WriteDuplicate)
+                        .tensor(spec.name)
+                        .into());
+                }
+            }
+            let layout = layout_of(&specs, &save.metadata, &save.write)?;
+            let tensors = specs
+                .iter()
+                .map(|t| (t.name.to_owned(), t.dtype, t.shape.to_vec()))
+                .collect();
+            writer.declared.push(Declared {
+                tensors,
+                layout,
+                file: None,
+                left: specs.len(),
+                staged: None,
+            });
+        }
+        Ok(writer)
+    }
+
+    /// Writes one tensor.
+    ///
+    /// # Errors
+    /// As [`Writer::begin`], [`Writer::write`] and [`Writer::end`].
+    pub fn add(&mut self, tensor: &TensorData<'_>) -> Result<()> {
+        let needed = byte_len(&item(tensor.name, tensor.dtype, tensor.shape))?;
+        if needed != tensor.data.len() as u64 {
+            let wrong = format::Error::new(Reason::WriteSize).tensor(tensor.name);
+            return Err(wrong
+                .found(format_args!("{} bytes", tensor.data.len()))
+                .needed(needed)
+                .into());
+        }
+        self.begin(tensor.name, tensor.dtype, tensor.shape)?;
+        for chunk in tensor.data.chunks(engine::Options::BLOCK) {
+            self.write(chunk)?;
+        }
+        self.end()
+    }
+
+    /// Starts a tensor; its bytes follow by [`Writer::write`].
+    ///
+    /// # Errors
+    /// What the system said; spec 9.1 to 9.5; `WRITER` while another tensor is not complete, for one that was
+    /// declared otherwise or not at all, and after a failure.
+    pub fn begin(&mut self, name: &str, dtype: Dtype, shape: &[u64]) -> Result<()> {
+        self.ready()?;
+        if let Some(open) = &self.open {
+            return Err(misuse(format!(
+                "tensor {:?} still lacks {} bytes",
+                open.name, open.left
+            )));
+        }
+        let bytes = byte_len(&item(name, dtype, shape))?;
+        let place = self.known.get(name).cloned();
+        let open = match place {
+            Some(Place::Written) => {
+                return Err(format::Error::new(Reason::WriteDuplicate)
+                    .tensor(name)
+                    .into());
+            }
+            Some(Place::Declared { shard, tensor }) => {
+                self.begin_declared(shard, tensor, name, dtype, shape)?
+            }
+            None if !self.declared.is_empty() => {
+                return Err(misuse(format!("tensor {name:?} was not declared")));
+            }
+            None => self.begin_spooled(name, dtype, shape, bytes)?,
+        };
+        self.known.insert(name.to_owned(), Place::Written);
+        self.open = Some(Open {
+            left: bytes,
+            ..open
+        });
+        Ok(())
+    }
+
+    /// Writes the next bytes of the tensor that was begun.
+    ///
+    /// # Errors
+    /// What the system said; `WRITE_SIZE` for more bytes than the tensor has; `WRITER` if none was begun.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.ready()?;
+        let Some(open) = &mut self.open else {
+            return Err(misuse("no tensor was begun"));
+        };
+        if bytes.len() as u64 > open.left {
+            let wrong = format::Error::new(Reason::WriteSize).tensor(&open.name);
+            return Err(wrong
+                .found(format_args!(
+                    "{} bytes too many",
+                    bytes.len() as u64 - open.left
+                ))
+                .into());
+        }
+        let file = match (open.shard, open.own) {
+            (Some(shard), _) => self
+                .declared
+                .get(shard)
+                .and_then(|shard| shard.file.as_ref()),
+            (None, true) => self.own.as_ref().map(|spool| &spool.file),
+            (None, false) => self.current.as_ref().map(|spool| &spool.file),
+        };
+        let Some(file) = file else {
+            return Err(misuse("no tensor was begun"));
+        };
+        if self.save.cancel.is_some_and(engine::Cancel::is_cancelled) {
+            self.failed = true;
+            return Err(engine::Error::Cancelled.into());
+        }
+        if let Err(error) = file.write_all_at(open.offset, bytes) {
+            self.failed = true;
+            return Err(error.into());
+        }
+        let len = bytes.len() as u64;
+        (open.offset, open.left, open.unsynced) =
+            (open.offset + len, open.left - len, open.unsynced + len);
+        if open.unsynced >= WRITEBACK {
+            file.start_writeback(open.offset - open.unsynced, open.unsynced);
+            open.unsynced = 0;
+        }
+        Ok(())
+    }
+
+    /// Completes the tensor that was begun.
+    ///
+    /// # Errors
+    /// What the system said; `WRITE_SIZE` if bytes are missing; `WRITER` if no tensor was begun.
+    pub fn end(&mut self) -> Result<()> {
+        self.ready()?;
+        let Some(open) = &self.open else {
+            return Err(misuse("no tensor was begun"));
+        };
+        if open.left > 0 {
+            let wrong = format::Error::new(Reason::WriteSize).tensor(&open.name);
+            return Err(wrong
+                .found(format_args!("{} bytes too few", open.left))
+                .into());
+        }
+        let (shard, own) = (open.shard, open.own);
+        self.open = None;
+        let result = match shard {
+            Some(shard) => self.end_declared(shard),
+            None if own => self.close_own(),
+            None => Ok(()),
+        };
+        self.failed = result.is_err();
+        result
+    }
+
+    /// Makes what was written a checkpoint.
+    ///
+    /// # Errors
+    /// What the system said; `WRITER` if a tensor is not complete or a declared one was not written.
+    pub fn finish(mut self) -> Result<Saved> {
+        self.ready()?;
+        if let Some(open) = &self.open {
+            return Err(misuse(format!(
+                "tensor {:?} still lacks {} bytes",
+                open.name, open.left
+            )));
+        }
+        let unwritten = self
+            .known
+            .iter()
+            .find(|(_, place)| matches!(place, Place::Declared { .. }));
+        if let Some((name, _)) = unwritten {
+            return Err(misuse(format!(
+                "tensor {name:?} was declared and not written"
+            )));
+        }
+        if self.declared.is_empty() {
+            if self.parts.is_empty() && self.current.is_none() {
+                self.current = Some(self.spool()?);
+            }
+            if let Some(spool) = self.current.take() {
+                let part = self.close(spool)?;
+                self.parts.push(part);
+            }
+        } else {
+            self.collect_declared()?;
+        }
+        self.publish()
+    }
+
+    fn publish(self) -> Result<Saved> {
+        let mut parts = self.parts;
+        let total_size = self.total;
+        let simple = self.target.simple().filter(|_| parts.len() == 1);
+        let (files, index) = match (simple, parts.pop()) {
+            (Some(path), Some(mut part)) => {
+                part.staged.retarget(&path)?;
+                part.staged.commit()?;
+                (vec![path], None)
+            }
+            (_, last) => {
+                parts.extend(last);
+                publish(
+                    &self.target.folder,
+                    &self.target.stem,
+                    parts,
+                    self.save.durability,
+                )?
+            }
+        };
+        let seconds = self.start.elapsed().as_secs_f64();
+        let report = engine::Report {
+            seconds,
+            bytes: total_size,
+            threads: 1,
+            strategy: "write",
+        };
+        Ok(Saved {
+            files,
+            index,
+            total_size,
+            report,
+        })
+    }
+
+    fn ready(&self) -> Result<()> {
+        if self.failed {
+            Err(misuse("an earlier write failed"))
+        } else {
+            Ok(())
+        }
+    }
+
+    /// A new file: under its own name where there can be only one, which also follows a symbolic link.
+    fn file(&self) -> Result<AtomicFile> {
+        let durability = self.save.durability;
+        match (&self.target.file, self.save.max_shard_size) {
+            (Some(path), None) => Ok(AtomicFile::create(
+                path,
+                &AtomicOptions {
+                    durability,
+                    ..Default::default()
+                },
+            )?),
+            _ => hidden_file(&self.target.folder, &self.target.stem, durability),
+        }
+    }
+
+    fn begin_declared(
+        &mut self,
+        shard: usize,
+        tensor: usize,
+        name: &str,
+        dtype: Dtype,
+        shape: &[u64],
+    ) -> Result<Open> {
+        let missing = || misuse("no such file was declared");
+        if self.declared.get(shard).ok_or_else(missing)?.file.is_none() {
+            let file = self.file()?;
+            let layout = &self.declared[shard].layout;
+            file.reserve(layout.file_len)?;
+            file.set_len(layout.file_len)?;
+            file.write_all_at(0, &layout.header)?;
+            self.declared[shard].file = Some(file);
+        }
+        let declared = &self.declared[shard];
+        let (_, dtype_then, shape_then) = declared.tensors.get(tensor).ok_or_else(missing)?;
+        if (*dtype_then, &shape_then[..]) != (dtype, shape) {
+            return Err(misuse(format!(
+                "tensor {name:?} was declared as {dtype_then} {shape_then:?} and is {dtype} {shape:?}"
+            )));
+        }
+        let offset = declared.layout.data_start() + declared.layout.ranges[tensor].0;
+        Ok(Open {
+            name: name.to_owned(),
+            shard: Some(shard),
+            own: false,
+            offset,
+            left: 0,
+            unsynced: 0,
+        })
+    }
+
+    fn end_declared(&mut self, shard: usize) -> Result<()> {
+        let Some(declared) = self.declared.get_mut(shard) else {
+            return Ok(());
+        };
+        declared.left = declared.left.saturating_sub(1);
+        if declared.left == 0 {
+            if let Some(file) = declared.file.take() {
+                declared.staged = Some(file.stage()?);
+            }
+        }
+        Ok(())
+    }
+
+    fn collect_declared(&mut self) -> Result<()> {
+        for declared in std::mem::take(&mut self.declared) {
+            let staged = match declared.staged {
+                Some(staged) => staged,
+                // A file without tensors.
+                None => {
+                    let file = self.file()?;
+                    file.write_all_at(0, &declared.layout.header)?;
+                    file.stage()?
+                }
+            };
+            let ranges = declared.layout.ranges.iter();
+            let tensors = declared
+                .tensors
+                .into_iter()
+                .zip(ranges)
+                .map(|((name, ..), (a, b))| (name, b - a))
+                .collect();
+            self.parts.push(Part { staged, tensors });
+        }
+        Ok(())
+    }
+
+    fn spool(&self) -> Result<Spool> {
+        Ok(Spool {
+            file: self.file()?,
+            tensors: Vec::new(),
+            ranges: Vec::new(),
+            end: 0,
+        })
+    }
+
+    fn begin_spooled(
+        &mut self,
+        name: &str,
+        dtype: Dtype,
+        shape: &[u64],
+        bytes: u64,
+    ) -> Result<Open> {
+        // The reserved name and sizes beyond reason are refused now, not after hours of writing.
+        layout_of(
+            &[TensorSpec { name, dtype, shape }],
+            &[],
+            &WriteOptions::default(),
+        )?;
+        let max = self.save.max_shard_size.unwrap_or(u64::MAX);
+        let own = bytes > max;
+        let full = |spool: &Spool| spool.end.checked_add(bytes).is_none_or(|sum| sum > max);
+        if !own && self.current.as_ref().is_some_and(full) {
+            if let Some(spool) = self.current.take() {
+                let part = self.close(spool)?;
+                self.parts.push(part);
+            }
+        }
+        let fresh = if own || self.current.is_none() {
+            Some(self.spool()?)
+        } else {
+            None
+        };
+        let slot = if own {
+            &mut self.own
+        } else {
+            &mut self.current
+        };
+        let spool = match (fresh, slot) {
+            (Some(fresh), slot) => slot.insert(fresh),
+            (None, Some(spool)) => spool,
+            (None, None) => return Err(misuse("no file to write to")),
+        };
+        let begin = spool.end;
+        let too_large = || Error::from(format::Error::new(Reason::WriteSize).tensor(name));
+        spool.end = begin
+            .checked_add(bytes)
+            .filter(|&end| end < i64::MAX as u64 - ROOM)
+            .ok_or_else(too_large)?;
+        spool.tensors.push((name.to_owned(), dtype, shape.to_vec()));
+        spool.ranges.push((begin, spool.end));
+        self.total = self.total.saturating_add(bytes);
+        Ok(Open {
+            name: name.to_owned(),
+            shard: None,
+            own,
+            offset: ROOM + begin,
+            left: 0,
+            unsynced: 0,
+        })
+    }
+
+    fn close_own(&mut self) -> Result<()> {
+        if let Some(spool) = self.own.take() {
+            let part = self.close(spool)?;
+            self.parts.push(part);
+        }
+        Ok(())
+    }
+
+    /// Puts the header where there is room for it, or the data where it should be.
+    fn close(&self, spool: Spool) -> Result<Part> {
+        let specs: Vec<TensorSpec<'_>> = spool
+            .tensors
+            .iter()
+            .map(|(name, dtype, shape)| TensorSpec {
+                name,
+                dtype: *dtype,
+                shape,
+            })
+            .collect();
+        let given = WriteOptions {
+            order: Order::Given,
+            ..self.save.write
+        };
+        let layout = layout_of(&specs, &self.save.metadata, &given)?;
+        let straight = specs.iter().zip(&spool.ranges).all(|(spec, (begin, _))| {
+            // A complex number is as aligned as its parts.
+            begin * 8 % (spec.dtype.bitsize() as u64).clamp(8, 64) == 0
+        });
+        let staged = if spool.end >= SMALL && straight && layout.data_start() <= ROOM {
+            let mut header = layout.header;
+            header.resize(ROOM as usize, b' ');
+            header[..8].copy_from_slice(&(ROOM - 8).to_le_bytes());
+            spool.file.write_all_at(0, &header)?;
+            spool.file.set_len(ROOM + spool.end)?;
+            spool.file.stage()?
+        } else {
+            self.copy_out(&spool, &specs)?
+        };
+        let sizes = spool.ranges.iter().map(|(begin, end)| end - begin);
+        let tensors = spool
+            .tensors
+            .iter()
+            .map(|(name, ..)| name.clone())
+            .zip(sizes)
+            .collect();
+        Ok(Part { staged, tensors })
+    }
+
+    fn copy_out(&self, spool: &Spool, specs: &[TensorSpec<'_>]) -> Result<Staged> {
+        let layout = layout_of(specs, &self.save.metadata, &self.save.write)?;
+        let file = self.file()?;
+        file.reserve(layout.file_len)?;
+        file.set_len(layout.file_len)?;
+        file.write_all_at(0, &layout.header)?;
+        let clone = spool.file.file().try_clone();
+        let clone =
+            clone.map_err(|e| tonnage_storage::Error::new("read", spool.file.label(), e))?;
+        let source = FileSource::from_file(clone, spool.file.label())?;
+        let copies: Vec<engine::Copy<'_>> = spool
+            .ranges
+            .iter()
+            .zip(&layout.ranges)
+            .map(|(&(from, end), &(to, _))| engine::Copy {
+                source: &source,
+                from: ROOM + from,
+                to: layout.data_start() + to,
+                len: end - from,
+            })
+            .collect();
+        let options = engine::Options {
+            threads: self.save.threads,
+            cancel: self.save.cancel,
+            ..Default::default()
+        };
+        engine::copy(&file, &copies, &options)?;
+        Ok(file.stage()?)
+    }
+}
+
+fn item<'a>(name: &'a str, dtype: Dtype, shape: &'a [u64]) -> Item<'a> {
+    Item {
+        name,
+        dtype,
+        shape,
+        content: Content::Bytes(&[]),
+    }
+}
+
+fn misuse(text: impl Into<String>) -> Error {
+    Error::usage("WRITER", text)
+}
