@@ -30,6 +30,7 @@ mod shards;
 pub mod stats;
 mod tensor;
 pub mod values;
+mod verify;
 mod writer;
 
 pub use checkpoint::{Checkpoint, CheckpointFile, Note};
@@ -42,4 +43,5 @@ pub use tensor::{GAP, SliceRef, TensorRef};
 pub use tonnage_format::Dtype;
 pub use tonnage_format::slice::Range as Slice;
 pub use tonnage_storage::Durability;
+pub use verify::{FileVerdict, Finding, Severity, Verification, verify};
 pub use writer::{ROOM, SMALL, Writer};

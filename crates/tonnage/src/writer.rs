@@ -417,10 +417,13 @@ impl<'a> Writer<'a> {
             return Ok(());
         };
         declared.left = declared.left.saturating_sub(1);
-        if declared.left == 0 {
-            if let Some(file) = declared.file.take() {
-                declared.staged = Some(file.stage()?);
-            }
+        let complete = if declared.left == 0 {
+            declared.file.take()
+        } else {
+            None
+        };
+        if let Some(file) = complete {
+            declared.staged = Some(file.stage()?);
         }
         Ok(())
     }
@@ -473,11 +476,14 @@ impl<'a> Writer<'a> {
         let max = self.save.max_shard_size.unwrap_or(u64::MAX);
         let own = bytes > max;
         let full = |spool: &Spool| spool.end.checked_add(bytes).is_none_or(|sum| sum > max);
-        if !own && self.current.as_ref().is_some_and(full) {
-            if let Some(spool) = self.current.take() {
-                let part = self.close(spool)?;
-                self.parts.push(part);
-            }
+        let complete = if !own && self.current.as_ref().is_some_and(full) {
+            self.current.take()
+        } else {
+            None
+        };
+        if let Some(spool) = complete {
+            let part = self.close(spool)?;
+            self.parts.push(part);
         }
         let fresh = if own || self.current.is_none() {
             Some(self.spool()?)

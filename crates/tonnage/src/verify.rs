@@ -1,0 +1,366 @@
+//! Verifying: everything that is wrong or odd about a checkpoint, file by file, without stopping at the
+//! first (spec chapters 2 to 8).
+//!
+//! A header can only be read up to its first fault, so one file gives at most one error of its own; the
+//! other files are still looked at, and so is how they fit together.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use tonnage_format::{self as format, Header, Index, Reason};
+use tonnage_storage::{FileSource, Source, temp};
+
+use crate::error::{Error, Result};
+use crate::open::{Found, OpenOptions, find, names_in, open_beneath, read_header, read_index};
+use crate::publish::SUFFIX;
+
+/// How much a finding matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Severity {
+    /// Nothing is wrong; it is worth knowing.
+    Note,
+    /// Readers may differ over it, or be slow.
+    Warning,
+    /// The checkpoint, or a part of it, cannot be read.
+    Error,
+}
+
+/// Something found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// How much it matters.
+    pub severity: Severity,
+    /// A stable code: a reason or lint of the specification, `IO`, or one of `verify`'s own.
+    pub code: &'static str,
+    /// The clause of the specification, if one says so.
+    pub clause: Option<&'static str>,
+    /// The file concerned.
+    pub file: Option<String>,
+    /// The tensor concerned.
+    pub tensor: Option<String>,
+    /// A sentence.
+    pub text: String,
+}
+
+/// A file that was looked at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileVerdict {
+    /// Its path.
+    pub label: String,
+    /// Whether its header could be read.
+    pub readable: bool,
+    /// Tensors in it.
+    pub tensors: usize,
+    /// Bytes of it.
+    pub bytes: u64,
+}
+
+/// What verifying found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Verification {
+    /// The files that were looked at.
+    pub files: Vec<FileVerdict>,
+    /// What was found, in the order of the files.
+    pub findings: Vec<Finding>,
+}
+
+impl Verification {
+    /// Whether nothing found is an error.
+    pub fn ok(&self) -> bool {
+        self.worst() < Some(Severity::Error)
+    }
+
+    /// The worst finding's severity.
+    pub fn worst(&self) -> Option<Severity> {
+        self.findings.iter().map(|finding| finding.severity).max()
+    }
+
+    /// Tensors in all readable files.
+    pub fn tensors(&self) -> usize {
+        self.files.iter().map(|file| file.tensors).sum()
+    }
+
+    fn error(&mut self, error: &Error) {
+        self.findings.push(Finding {
+            severity: Severity::Error,
+            code: error.code(),
+            clause: error.clause(),
+            file: error.file().map(str::to_owned),
+            tensor: error.tensor().map(str::to_owned),
+            text: error.to_string(),
+        });
+    }
+
+    fn say(
+        &mut self,
+        severity: Severity,
+        code: &'static str,
+        file: &str,
+        tensor: Option<&str>,
+        text: String,
+    ) {
+        let (file, tensor) = (Some(file.to_owned()), tensor.map(str::to_owned));
+        self.findings.push(Finding {
+            severity,
+            code,
+            clause: None,
+            file,
+            tensor,
+            text,
+        });
+    }
+}
+
+type File = (String, Header<Vec<u8>>);
+
+/// Looks at every file of a checkpoint: its header, its layout, and how the files fit together.
+///
+/// # Errors
+/// Only where there is nothing to look at: the path does not exist, or a folder cannot be listed. Whatever
+/// is wrong with the files is a [`Finding`].
+pub fn verify(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Verification> {
+    let path = path.as_ref();
+    let mut verification = Verification::default();
+    match find(path) {
+        Ok(Found::File(path)) => {
+            let source = FileSource::open(&path).map(|source| Arc::new(source) as Arc<dyn Source>);
+            look(
+                &mut verification,
+                source.map_err(Error::from),
+                &path.display().to_string(),
+                options,
+            );
+        }
+        Ok(Found::Set { root, names }) => set(&mut verification, &root, &names, options),
+        Ok(Found::Index { root, path }) => indexed(&mut verification, &root, &path, options),
+        Err(error) => {
+            let (files, indexes) = if path.is_dir() {
+                names_in(path)?
+            } else {
+                Default::default()
+            };
+            if files.is_empty() && indexes.is_empty() {
+                return Err(error);
+            }
+            verification.error(&error);
+            for index in &indexes {
+                indexed(&mut verification, path, &path.join(index), options);
+            }
+            if indexes.is_empty() {
+                files
+                    .iter()
+                    .for_each(|name| drop(look_beneath(&mut verification, path, name, options)));
+            }
+        }
+    }
+    if path.is_dir() {
+        leftovers(&mut verification, path);
+    }
+    Ok(verification)
+}
+
+fn look_beneath(
+    verification: &mut Verification,
+    root: &Path,
+    name: &str,
+    options: &OpenOptions,
+) -> Option<File> {
+    let source = open_beneath(root, name, options);
+    look(
+        verification,
+        source,
+        &root.join(name).display().to_string(),
+        options,
+    )
+}
+
+fn look(
+    verification: &mut Verification,
+    source: Result<Arc<dyn Source>>,
+    label: &str,
+    options: &OpenOptions,
+) -> Option<File> {
+    let bytes = source.as_ref().map_or(0, |source| source.len());
+    let header = source.and_then(|source| read_header(&*source, &options.read));
+    let tensors = header.as_ref().map_or(0, Header::len);
+    let verdict = FileVerdict {
+        label: label.to_owned(),
+        readable: header.is_ok(),
+        tensors,
+        bytes,
+    };
+    verification.files.push(verdict);
+    match header {
+        Ok(header) => {
+            lints(verification, label, &header);
+            Some((label.to_owned(), header))
+        }
+        Err(error) => {
+            verification.error(&error);
+            None
+        }
+    }
+}
+
+fn lints(verification: &mut Verification, label: &str, header: &Header<Vec<u8>>) {
+    /// Lints of one kind told one by one; beyond that only their number.
+    const TOLD: usize = 20;
+    let mut told: HashMap<&'static str, usize> = HashMap::new();
+    for lint in header.lints() {
+        let count = told.entry(lint.code()).or_default();
+        *count += 1;
+        if *count <= TOLD {
+            verification.say(
+                Severity::Warning,
+                lint.code(),
+                label,
+                None,
+                lint.to_string(),
+            );
+        }
+    }
+    let mut more: Vec<(&'static str, usize)> = told
+        .into_iter()
+        .filter(|&(_, count)| count > TOLD)
+        .collect();
+    more.sort_unstable();
+    for (code, count) in more {
+        verification.say(
+            Severity::Warning,
+            code,
+            label,
+            None,
+            format!("{} more of this kind", count - TOLD),
+        );
+    }
+}
+
+fn set(verification: &mut Verification, root: &Path, names: &[String], options: &OpenOptions) {
+    let files: Vec<File> = names
+        .iter()
+        .filter_map(|name| look_beneath(verification, root, name, options))
+        .collect();
+    twice(verification, &files, Severity::Error);
+}
+
+/// Tensors that are in two files. Without an index nobody knows which one counts.
+fn twice(verification: &mut Verification, files: &[File], severity: Severity) {
+    let mut seen: HashMap<&str, &str> = HashMap::new();
+    for (label, header) in files {
+        for info in header.iter_by_offset() {
+            if let Some(first) = seen.insert(info.name, label) {
+                let error = format::Error::new(Reason::IndexTensorTwice)
+                    .tensor(info.name)
+                    .found(format_args!("it in {first:?} and in {label:?}"))
+                    .needed("each tensor in one file");
+                verification.error(&Error::from(error).in_file(label.clone()));
+                if let Some(finding) = verification.findings.last_mut() {
+                    finding.severity = severity;
+                }
+            }
+        }
+    }
+}
+
+fn indexed(verification: &mut Verification, root: &Path, path: &Path, options: &OpenOptions) {
+    let label = path.display().to_string();
+    let index = match read_index(root, path, options) {
+        Ok((index, _)) => index,
+        Err(error) => return verification.error(&error),
+    };
+    let mut files = Vec::new();
+    let mut readable: HashMap<&str, usize> = HashMap::new();
+    for name in index.files() {
+        if let Some(file) = look_beneath(verification, root, name, options) {
+            readable.insert(name, files.len());
+            files.push(file);
+        }
+    }
+    let mut total = 0_u64;
+    for (tensor, name) in index.iter() {
+        // A file that cannot be read is one finding, not one for each of its tensors.
+        let Some((label, header)) = readable.get(name).and_then(|&at| files.get(at)) else {
+            continue;
+        };
+        match header.get(tensor) {
+            Some(info) => total = total.saturating_add(info.byte_len()),
+            None => {
+                let lacking = format::Error::new(Reason::IndexTensorMissing).tensor(tensor);
+                verification.error(
+                    &Error::from(lacking.needed(format_args!("it in {name:?}")))
+                        .in_file(label.clone()),
+                );
+            }
+        }
+    }
+    twice(verification, &files, Severity::Warning);
+    extra(verification, &index, &files, &readable);
+    let complete = readable.len() == index.files().len();
+    if let Some(said) = index.total_size.filter(|&said| complete && said != total) {
+        let text = format!("the index says {said} bytes in all, the tensors take {total}");
+        verification.say(Severity::Note, "INDEX_TOTAL_SIZE", &label, None, text);
+    }
+    if let Ok((names, _)) = names_in(root) {
+        for name in names.iter().filter(|name| !index.files().contains(name)) {
+            let text = "the index does not name this file".to_owned();
+            verification.say(
+                Severity::Note,
+                "INDEX_UNNAMED_FILE",
+                &root.join(name).display().to_string(),
+                None,
+                text,
+            );
+        }
+    }
+}
+
+fn extra(
+    verification: &mut Verification,
+    index: &Index,
+    files: &[File],
+    readable: &HashMap<&str, usize>,
+) {
+    let mut names: Vec<(&str, usize)> = readable.iter().map(|(name, at)| (*name, *at)).collect();
+    names.sort_unstable_by_key(|&(_, at)| at);
+    for (name, at) in names {
+        let Some((label, header)) = files.get(at) else {
+            continue;
+        };
+        let extra = header
+            .iter()
+            .filter(|info| index.get(info.name) != Some(name))
+            .count();
+        if extra > 0 {
+            let text = format!("the index places {extra} of its tensors elsewhere or nowhere");
+            verification.say(Severity::Note, "INDEX_EXTRA_TENSORS", label, None, text);
+        }
+    }
+}
+
+/// What a killed save left behind.
+fn leftovers(verification: &mut Verification, folder: &Path) {
+    let used: Vec<String> = verification
+        .files
+        .iter()
+        .map(|file| file.label.clone())
+        .collect();
+    let Ok(entries) = std::fs::read_dir(folder) else {
+        return;
+    };
+    let mut names: Vec<String> = entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect();
+    names.sort_unstable();
+    for name in names {
+        let label = folder.join(&name).display().to_string();
+        let ours = temp::target_of(&name, "tmp").or_else(|| temp::target_of(&name, SUFFIX));
+        if ours.is_some_and(|target| target.contains(".safetensors")) && !used.contains(&label) {
+            let text =
+                "a save that is under way, or was cut off, left this; a later save removes it"
+                    .to_owned();
+            verification.say(Severity::Note, "LEFTOVER", &label, None, text);
+        }
+    }
+}
