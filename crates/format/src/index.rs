@@ -4,6 +4,7 @@
 //! name in it is a plain relative path or the index is refused: nothing is decoded, resolved or
 //! normalised on the way to the file system.
 
+use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -25,6 +26,8 @@ pub struct Index {
     places: Vec<u32>,
     files: Vec<String>,
     by_name: NameIndex,
+    /// Places of the files while the index is read: a hostile one has as many files as tensors.
+    by_file: BTreeMap<String, u32>,
     metadata: Option<String>,
 }
 
@@ -98,23 +101,19 @@ impl Index {
     }
 
     fn add(&mut self, name: String, file: String, limits: &Limits) -> Result<(), Error> {
-        // Names come grouped by file or not at all; files are few, so the last ones are tried first.
-        let known = self.files.iter().rposition(|known| *known == file);
-        let place = match known {
-            Some(place) => place,
+        let place = match self.by_file.get(&file) {
+            Some(&place) => place,
             None => {
                 check_shard_path(&file)?;
-                Limits::check(
-                    self.files.len() as u64 + 1,
-                    limits.shards,
-                    Reason::LimitShards,
-                )?;
-                self.files.push(file);
-                self.files.len() - 1
+                let place = self.files.len() as u32;
+                Limits::check(u64::from(place) + 1, limits.shards, Reason::LimitShards)?;
+                self.files.push(file.clone());
+                self.by_file.insert(file, place);
+                place
             }
         };
         self.names.push(name);
-        self.places.push(place as u32);
+        self.places.push(place);
         Ok(())
     }
 
@@ -135,6 +134,7 @@ impl Index {
                 .needed("each tensor once"))
         })?;
         self.by_name = index;
+        self.by_file = BTreeMap::new();
         Ok(())
     }
 }
@@ -454,6 +454,20 @@ mod tests {
 
     fn parse(text: &str) -> Result<Index, Error> {
         Index::parse(text.as_bytes(), &ReadOptions::strict())
+    }
+
+    /// Quadratic work would take minutes here.
+    #[test]
+    fn an_index_of_many_files_takes_linear_work() {
+        let mut text = String::from("{\"weight_map\":{");
+        for i in 0..200_000 {
+            let comma = if i > 0 { "," } else { "" };
+            text += &format!("{comma}\"t{i}\":\"f{}.safetensors\"", i % 50_000);
+        }
+        text += "}}";
+        let index = Index::parse(text.as_bytes(), &ReadOptions::strict()).unwrap();
+        assert_eq!((index.len(), index.files().len()), (200_000, 50_000));
+        assert_eq!(index.get("t199999"), Some("f49999.safetensors"));
     }
 
     #[test]
