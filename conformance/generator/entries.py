@@ -27,6 +27,10 @@ def forms(c):
     c.bad("entry/array-short", "ENTRY_NOT_OBJECT", "An array of two fields.", entry('["U8",[4]]'), FOUR, "a")
     c.bad("entry/array-long", "ENTRY_NOT_OBJECT", "An array of four fields.", entry('["U8",[4],[0,4],0]'), FOUR, "a")
     c.bad("entry/array-enum-map", "ENTRY_NOT_OBJECT", "Two shortcuts of a derived reader in one entry.", entry('[{"U8":null},[4],[0,4]]'), FOUR, "a", seq)
+    spaced = entry('[ "U8" ,\n[ 4 ] ,\t[ 0 , 4 ] ]')
+    c.bad("entry/array-spaced", "ENTRY_NOT_OBJECT", "The array form with whitespace.", spaced, FOUR, "a", seq)
+    c.bad("entry/array-unknown-dtype", "ENTRY_NOT_OBJECT", "The array form with an unknown dtype.", entry('["U7",[4],[0,4]]'), FOUR, "a")
+    c.bad("entry/array-order", "ENTRY_NOT_OBJECT", "The array form in another order.", entry('[[4],"U8",[0,4]]'), FOUR, "a")
     c.bad("entry/missing-value", "ENTRY_NOT_OBJECT", "A key without a value: no object stands there.", '{"a":}', tensor="a")
     c.bad("entry/empty-object", "MISSING_FIELD", "An entry without fields.", entry("{}"), b"", "a")
     c.bad("entry/only-unknown", "MISSING_FIELD", "An entry with none of the three fields.", entry('{"x":1}'), b"", "a")
@@ -47,6 +51,8 @@ def fields(c):
         ("true", "true", None),
         ("enum-map", '{"U8":null}', "DTYPE_AS_ENUM_MAP"),
         ("enum-map-unit", '{"U8":{}}', None),
+        ("enum-map-unknown", '{"U7":null}', None),
+        ("enum-map-spaced", '{ "U8" : null }', "DTYPE_AS_ENUM_MAP"),
         ("enum-map-value", '{"U8":1}', None),
         ("enum-map-two", '{"U8":null,"I8":null}', None),
         ("empty-object", "{}", None),

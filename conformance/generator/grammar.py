@@ -90,6 +90,22 @@ def skipped_values(c):
         "skip/huge-number", "A skipped number has no range: 1e999 is JSON.", [A], text=with_field('"x":1e999'),
         compat={"verdict": "reject", "quirk": "NUMBER_RANGE_IN_SKIPPED"},
     )  # fmt: skip
+    for name, value, why in [
+        ("huge-negative", "-1e999", "A skipped number has no range below zero either."),
+        ("huge-nested", '{"y":[1e400]}', "A huge number deep in a skipped value."),
+        ("huge-exponent", "1e99999999999999999999", "An exponent that fits nothing."),
+        ("huge-digits", "1" + "0" * 400, "An integer of 401 digits."),
+    ]:
+        refused = {"verdict": "reject", "quirk": "NUMBER_RANGE_IN_SKIPPED"}
+        c.ok(f"skip/{name}", why, [A], text=with_field('"x":' + value), compat=refused)
+    for name, value, why in [
+        ("zero-huge-exponent", "0e999", "Zero to any power of ten is zero."),
+        ("zero-huger-exponent", "-0.0e99999999999999999999", "Zero stays zero whatever the exponent."),
+        ("largest-double", "1.7976931348623157e308", "The largest double."),
+        ("long-fraction", "0." + "3" * 400, "A fraction of 400 digits."),
+        ("tiny-exponent", "1e-99999999999999999999", "An exponent below everything."),
+    ]:
+        c.ok(f"skip/{name}", why, [A], text=with_field('"x":' + value))
     c.ok("skip/tiny-number", "A skipped number that underflows is JSON too.", [A], text=with_field('"x":1e-999'))
 
 
@@ -233,5 +249,17 @@ def duplicates(c):
     c.bad("duplicate/metadata-escaped", "DUPLICATE_METADATA", "`__metadata__` is known by its decoded name.", '{"__metadata__":{},"\\u005f_metadata__":{}}')
     c.bad("duplicate/metadata-key", "DUPLICATE_METADATA_KEY", "A metadata key twice.", '{"__metadata__":{"k":"1","k":"2"}}', compat=quirk("DUPLICATE_METADATA_KEY_LAST_WINS", [], {"k": "2"}))
     c.bad("duplicate/metadata-key-escaped", "DUPLICATE_METADATA_KEY", "Metadata keys are compared as decoded.", '{"__metadata__":{"k":"1","\\u006b":"2"}}', compat=quirk("DUPLICATE_METADATA_KEY_LAST_WINS", [], {"k": "2"}))
+    broken = '{"a":{"shape":[4],"data_offsets":[0,4]},' + ENTRY + "}"
+    c.bad("duplicate/tensor-first-broken", "MISSING_FIELD", "A broken entry is no better for being repeated whole.", broken, FOUR, "a")
+    hole = "{" + ENTRY + ',"a":{"dtype":"U8","shape":[4],"data_offsets":[2,6]}}'
+    c.bad("duplicate/tensor-last-leaves-hole", "DUPLICATE_TENSOR", "The entry that comes last does not tile either.", hole, payload(6), "a")
+    thrice = "{" + ",".join([ENTRY] * 3) + "}"
+    c.bad("duplicate/tensor-thrice", "DUPLICATE_TENSOR", "One name three times.", thrice, FOUR, "a", last)
+    nul = '{"\\u0000":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},"\\u0000":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}}'
+    c.bad("duplicate/tensor-nul", "DUPLICATE_TENSOR", "A name of one NUL twice.", nul, FOUR, "\0", quirk("DUPLICATE_TENSOR_LAST_WINS", [T("\0", "U8", [4], 0, 4)]))
+    c.bad("duplicate/metadata-null-twice", "METADATA_NOT_OBJECT", "Null metadata twice.", '{"__metadata__":null,"__metadata__":null}')
+    c.bad("duplicate/metadata-null-object", "METADATA_NOT_OBJECT", "Null metadata, then an object.", '{"__metadata__":null,"__metadata__":{}}')
+    keys = '{"__metadata__":{"k":"1","l":"2","k":"3","k":"4"}}'
+    c.bad("duplicate/metadata-key-thrice", "DUPLICATE_METADATA_KEY", "A metadata key three times.", keys, compat=quirk("DUPLICATE_METADATA_KEY_LAST_WINS", [], {"k": "4", "l": "2"}))
     distinct = [T("K", "U8", [1], 0, 1), T("k", "U8", [1], 1, 2), T("k ", "U8", [1], 2, 3)]
     c.ok("duplicate/case-and-space", "Names that differ in case or by a space are different names.", distinct)

@@ -96,7 +96,7 @@ def overflow(c):
     ]:
         c.bad(f"overflow/{name}", "SIZE_OVERFLOW", why, text_of([T("t", dtype, shape, 0, 0)]), b"", "t")
     late = "A zero excuses no overflow, whatever the order of dimensions."
-    for name, shape in [("after-zero", [0, 2**62, 8]), ("between", [2**60, 0, 2**60]), ("zero-times-bits", [2**62, 0])]:
+    for name, shape in [("after-zero", [0, 2**62, 8]), ("between", [2**60, 0, 2**60]), ("zero-times-bits", [2**62, 0]), ("two-then-zero", [2**32, 2**31, 0])]:
         tensor = T("t", "U8", shape, 0, 0)
         c.bad(f"overflow/{name}", "SIZE_OVERFLOW", late, text_of([tensor]), b"", "t", quirk("ORDERED_ZERO_OVERFLOW", [tensor]))
     for name, shape in [("u64-after-zero", [0, 2**63, 4]), ("u64-max-zero", [2**64 - 1, 0]), ("u64-zero-max", [0, 2**64 - 1])]:
