@@ -181,5 +181,8 @@ def directories(c):
     bad("bad-index", "JSON_SYNTAX", {INDEX: b'{"weight_map":{', **both}, "A broken index is an error, not a reason to do without it.")
     link = [{"path": ONE, "target": f"../two-shards/{ONE}"}]
     bad("symlink-escape", "INDEX_ESCAPES", {INDEX: index(a=ONE)}, "A symbolic link leads out of the folder.", links=link)
+    inner = {INDEX: index(a="link.safetensors"), "real/one.safetensors": shard(a)}
+    inside = [{"path": "link.safetensors", "target": "real/one.safetensors"}]
+    c.directory("directory/symlink-inside", inner, "accept", "A symbolic link that stays inside the folder.", expect=expect((a, "link.safetensors")), links=inside)
     parent = [{"path": "part", "target": "../two-shards"}]
     bad("symlink-folder", "INDEX_ESCAPES", {INDEX: index(a=f"part/{ONE}")}, "A folder on the way is a symbolic link that leads out.", links=parent)
