@@ -1,0 +1,319 @@
+//! The command line: verbs, options, examples.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Look at model-weight files, check, compare and edit them.
+///
+/// PATH is a .safetensors file, a folder with a checkpoint in it, or an index (*.index.json).
+/// Sizes are in binary units: 1 MiB = 1,048,576 bytes.
+#[derive(Debug, Parser)]
+#[command(
+    name = "tonnage",
+    version,
+    arg_required_else_help = true,
+    infer_long_args = true,
+    after_help = "Exit codes: 0 done, equal, nothing found · 1 findings, differences, nothing there · 2 usage ·
+3 malformed file · 4 limit exceeded · 5 unsupported · 6 input or output · 130 interrupted
+
+`tonnage VERB --help` shows examples."
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: Verb,
+    /// Options of every verb.
+    #[command(flatten)]
+    pub common: Common,
+}
+
+/// Options of every verb.
+#[derive(Clone, Debug, Args)]
+pub struct Common {
+    /// Print JSON, errors too
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Read as the reference implementation does, which accepts some files that the specification refuses
+    #[arg(long, global = true)]
+    pub compat: bool,
+    /// Follow symbolic links that lead out of a checkpoint's folder
+    #[arg(long, global = true)]
+    pub follow_links: bool,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Show what is in a checkpoint: tensors by module, sizes, dtypes, metadata
+    Inspect(Inspect),
+    /// Check files against the specification, and name every finding
+    Verify(Verify),
+    /// Compare two checkpoints: structure, dtypes, shapes, values
+    Diff(Diff),
+    /// Get, set or delete metadata; tensor data stays where it is if there is room
+    Metadata(Metadata),
+    /// Rename tensors
+    Rename(Rename),
+    /// Write a copy with floats cast to another dtype
+    Cast(Cast),
+    /// Write a copy as several files with an index
+    Shard(Shard),
+    /// Write a copy as one file
+    Merge(Merge),
+    /// Print a completion script for a shell
+    #[command(after_help = "Examples:
+  tonnage completions bash > ~/.local/share/bash-completion/completions/tonnage
+  tonnage completions zsh > \"${fpath[1]}/_tonnage\"
+  tonnage completions fish > ~/.config/fish/completions/tonnage.fish")]
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// `inspect`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  tonnage inspect model.safetensors
+  tonnage inspect Qwen3-8B/ --select 'model.layers.0.*' --flat
+  tonnage inspect model.safetensors --stats
+  tonnage inspect model.safetensors --json | jq '.tensors[] | select(.bytes > 1e8) | .name'")]
+pub struct Inspect {
+    /// File, folder or index
+    pub path: PathBuf,
+    /// One row a tensor, with its whole name
+    #[arg(long)]
+    pub flat: bool,
+    /// Show every layer, also where layers are alike
+    #[arg(long)]
+    pub full: bool,
+    /// Read the values: minimum, maximum, mean, standard deviation, NaN, infinities, zeros
+    #[arg(long)]
+    pub stats: bool,
+    /// Only tensors that match this glob (* ? [abc]); may be repeated
+    #[arg(long, short, value_name = "GLOB")]
+    pub select: Vec<String>,
+}
+
+/// `verify`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  tonnage verify model.safetensors
+  tonnage verify Qwen3-8B/ other/*.safetensors --quiet
+  tonnage verify model.safetensors --warnings-fail --json
+
+Codes and clauses are those of the specification, spec/. Warnings and notes are about files that are valid
+but had better be otherwise; they do not change the exit code unless --warnings-fail is given.")]
+pub struct Verify {
+    /// Files, folders or indexes
+    #[arg(required = true)]
+    pub paths: Vec<PathBuf>,
+    /// Print findings only
+    #[arg(long, short)]
+    pub quiet: bool,
+    /// Exit with 1 also for warnings
+    #[arg(long)]
+    pub warnings_fail: bool,
+}
+
+/// `diff`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  tonnage diff before.safetensors after/
+  tonnage diff f32.safetensors bf16.safetensors --tolerance 0.01 --ignore-dtype
+  tonnage diff a b --no-values --json
+
+Exit code 0: equal; 1: different. Values are compared as numbers: NaN equals NaN, -0 equals 0.")]
+pub struct Diff {
+    /// The one
+    pub a: PathBuf,
+    /// The other
+    pub b: PathBuf,
+    /// Compare names, dtypes and shapes only; no tensor data is read
+    #[arg(long)]
+    pub no_values: bool,
+    /// Values that are no further apart count as equal
+    #[arg(long, value_name = "X", default_value_t = 0.0)]
+    pub tolerance: f64,
+    /// Another dtype alone is no difference
+    #[arg(long)]
+    pub ignore_dtype: bool,
+    /// Metadata that differ make the checkpoints different (they are always shown)
+    #[arg(long)]
+    pub metadata: bool,
+    /// Only tensors that match this glob (* ? [abc]); may be repeated
+    #[arg(long, short, value_name = "GLOB")]
+    pub select: Vec<String>,
+}
+
+/// `metadata`.
+#[derive(Debug, Args)]
+#[command(subcommand_required = true)]
+pub struct Metadata {
+    /// What to do.
+    #[command(subcommand)]
+    pub action: MetadataAction,
+}
+
+/// What `metadata` can do.
+#[derive(Debug, Subcommand)]
+pub enum MetadataAction {
+    /// Print one value, or all keys and values
+    #[command(after_help = "Examples:
+  tonnage metadata get model.safetensors
+  tonnage metadata get model.safetensors format
+
+One value is printed as it is if it is safe for a terminal, else quoted. Exit code 1: no such key.")]
+    Get {
+        /// File, folder or index
+        path: PathBuf,
+        /// The key; all if it is left out
+        key: Option<String>,
+    },
+    /// Set values
+    #[command(after_help = EDITING)]
+    Set {
+        /// The file
+        file: PathBuf,
+        /// KEY=VALUE; the value may hold further `=`
+        #[arg(required = true, value_name = "KEY=VALUE")]
+        pairs: Vec<String>,
+        /// How to write.
+        #[command(flatten)]
+        editing: Editing,
+    },
+    /// Delete keys
+    #[command(after_help = EDITING)]
+    Delete {
+        /// The file
+        file: PathBuf,
+        /// The keys
+        #[arg(required = true)]
+        keys: Vec<String>,
+        /// How to write.
+        #[command(flatten)]
+        editing: Editing,
+    },
+}
+
+const EDITING: &str = "Examples:
+  tonnage metadata set model.safetensors format=pt license=apache-2.0
+  tonnage metadata set model.safetensors note='reviewed' --in-place
+  tonnage metadata delete model.safetensors note
+
+How the file is changed: if the new header fits into the room of the old one and differs from it within one
+512-byte sector, those bytes are overwritten, which a crash cannot tear. Otherwise the file is replaced whole
+by a copy with the new header (on file systems that share blocks, such as XFS and Btrfs, the copy costs no
+data). --in-place overwrites the header also where it spans several sectors and moves no data at all; until
+it is complete, a copy of the old header lies beside the file. The report says which way was taken.";
+
+/// How headers are edited.
+#[derive(Clone, Debug, Args)]
+pub struct Editing {
+    /// Overwrite the header where it stands, if it fits; fail if it does not
+    #[arg(long)]
+    pub in_place: bool,
+    /// Room to leave in the header for later edits, if the file is replaced (such as 4KiB)
+    #[arg(long, value_name = "SIZE")]
+    pub reserve: Option<String>,
+}
+
+/// `rename`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  tonnage rename model.safetensors lm_head.weight output.weight
+  tonnage rename model.safetensors 'model.layers.*.attn.*' 'blocks.*.attention.*'
+  tonnage rename model.safetensors --regex '^module\\.(.+)' '$1' --dry-run
+  tonnage rename sharded/ 'model.*' '*' --output renamed/
+
+Each * of NEW stands for what the * at the same place of OLD matched. A file is edited as by `metadata set`:
+only its header changes. A checkpoint of several files needs --output.")]
+pub struct Rename {
+    /// File, folder or index
+    pub path: PathBuf,
+    /// A name, a glob, or with --regex an expression
+    pub old: String,
+    /// The new name
+    pub new: String,
+    /// OLD is a regular expression, replaced wherever it is found; NEW may use $1, ${name}
+    #[arg(long)]
+    pub regex: bool,
+    /// Show what would be renamed and change nothing
+    #[arg(long, short = 'n')]
+    pub dry_run: bool,
+    /// Write a copy here instead of changing the file
+    #[arg(long, short, value_name = "PATH")]
+    pub output: Option<PathBuf>,
+    /// Replace what is at --output
+    #[arg(long, requires = "output")]
+    pub force: bool,
+    /// How to write.
+    #[command(flatten)]
+    pub editing: Editing,
+}
+
+/// Where a copy goes.
+#[derive(Clone, Debug, Args)]
+pub struct Target {
+    /// What to read: file, folder or index
+    pub input: PathBuf,
+    /// What to write: a name in .safetensors is one file, anything else a folder
+    pub output: PathBuf,
+    /// Replace what is at OUTPUT
+    #[arg(long)]
+    pub force: bool,
+    /// Do not wait until the data has reached the disk
+    #[arg(long)]
+    pub no_sync: bool,
+}
+
+/// `cast`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  tonnage cast model.safetensors half.safetensors --to BF16
+  tonnage cast model/ half/ --to float16 --select '*.weight' --max-size 2GB
+
+Only floats are cast, to the nearest value, ties to even; other dtypes are copied. Sub-byte floats and F8_E8M0
+belong to block formats and are copied too.")]
+pub struct Cast {
+    /// Where.
+    #[command(flatten)]
+    pub target: Target,
+    /// The dtype, such as BF16, F16, F32, F8_E4M3, or its name in torch
+    #[arg(long, value_name = "DTYPE")]
+    pub to: String,
+    /// Only cast tensors that match this glob (* ? [abc]); the others are copied; may be repeated
+    #[arg(long, short, value_name = "GLOB")]
+    pub select: Vec<String>,
+    /// Start another file before this size is exceeded (5GB, 500MiB); without it, one file
+    #[arg(long, value_name = "SIZE")]
+    pub max_size: Option<String>,
+}
+
+/// `shard`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  tonnage shard model.safetensors sharded/
+  tonnage shard model/ smaller/ --max-size 500MB
+
+KB, MB, GB are powers of 1000, KiB, MiB, GiB of 1024, as on the Hugging Face Hub.")]
+pub struct Shard {
+    /// Where.
+    #[command(flatten)]
+    pub target: Target,
+    /// Start another file before this size is exceeded
+    #[arg(long, value_name = "SIZE", default_value = "5GB")]
+    pub max_size: String,
+}
+
+/// `merge`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  tonnage merge sharded/ model.safetensors
+  tonnage merge sharded/model.safetensors.index.json model.safetensors --force")]
+pub struct Merge {
+    /// Where.
+    #[command(flatten)]
+    pub target: Target,
+}

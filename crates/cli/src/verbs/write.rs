@@ -1,0 +1,137 @@
+//! Writing a copy: what `cast`, `shard`, `merge` and `rename --output` have in common.
+
+use std::io::Write;
+use std::path::Path;
+
+use serde_json::json;
+use tonnage::format::Dtype;
+use tonnage::{Checkpoint, Content, Durability, Item, OnProgressOf, Save, TensorRef, save_items};
+
+use crate::args::{Common, Target};
+use crate::exit::{Failure, OK};
+use crate::terminal::{Bar, Out, cancel};
+use crate::{json, text};
+
+/// Where and how a copy is written.
+pub struct Copying<'a> {
+    /// What is written.
+    pub output: &'a Path,
+    /// Bytes of a file at most.
+    pub max_size: Option<u64>,
+    /// Replace what is there.
+    pub force: bool,
+    /// Wait for the disk.
+    pub sync: bool,
+}
+
+impl<'a> Copying<'a> {
+    /// As the arguments say.
+    pub fn to(target: &'a Target, max_size: Option<u64>) -> Self {
+        let Target {
+            output,
+            force,
+            no_sync,
+            ..
+        } = target;
+        Copying {
+            output,
+            max_size,
+            force: *force,
+            sync: !no_sync,
+        }
+    }
+
+    /// Writes every tensor of the checkpoint, with the name and the dtype that `change` gives it,
+    /// and says what was written.
+    ///
+    /// # Errors
+    /// A target that is there already; everything that reading and saving can say.
+    pub fn run<'t>(
+        &self,
+        checkpoint: &'t Checkpoint,
+        change: impl Fn(&TensorRef<'t>) -> Result<(&'t str, Dtype), Failure>,
+        common: &Common,
+        out: &mut Out,
+    ) -> Result<u8, Failure> {
+        self.must_be_free()?;
+        let mut items = Vec::with_capacity(checkpoint.len());
+        for tensor in checkpoint.iter() {
+            let (name, dtype) = change(&tensor)?;
+            items.push(Item {
+                name,
+                dtype,
+                shape: tensor.shape(),
+                content: Content::Stored(tensor),
+            });
+        }
+        let bar = Bar::new("writing", 0);
+        let progress = |progress| bar.set(progress);
+        let save = Save {
+            metadata: checkpoint.metadata().clone().into_iter().collect(),
+            max_shard_size: self.max_size,
+            durability: if self.sync {
+                Durability::Full
+            } else {
+                Durability::None
+            },
+            progress: Some(OnProgressOf(&progress)),
+            cancel: Some(cancel()),
+            ..Save::default()
+        };
+        let saved = save_items(&items, self.output, &save)?;
+        drop(bar);
+        let output = self.output.to_string_lossy();
+        if common.json {
+            let files: Vec<_> = saved
+                .files
+                .iter()
+                .map(|file| file.to_string_lossy())
+                .collect();
+            let report = json!({
+                "schema": "tonnage.write/1", "output": output, "files": files,
+                "index": saved.index.as_ref().map(|index| index.to_string_lossy()),
+                "tensors": items.len(), "bytes": saved.total_size, "seconds": saved.report.seconds,
+            });
+            json::write(out, &report)?;
+            return Ok(OK);
+        }
+        let index = if saved.index.is_some() {
+            " and an index"
+        } else {
+            ""
+        };
+        writeln!(
+            out,
+            "{}: {} in {}{index}, {}, {:.2} s",
+            text::name(&output),
+            text::plural(items.len() as u64, "tensor"),
+            text::plural(saved.files.len() as u64, "file"),
+            text::size(saved.total_size),
+            saved.report.seconds,
+        )?;
+        Ok(OK)
+    }
+
+    fn must_be_free(&self) -> Result<(), Failure> {
+        if self.force {
+            return Ok(());
+        }
+        let taken = match std::fs::read_dir(self.output) {
+            // A folder may be there, and hold other files (a config, a tokenizer), but no checkpoint.
+            Ok(entries) => entries.flatten().any(|entry| {
+                let name = entry.file_name();
+                let name = name.to_string_lossy();
+                name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json")
+            }),
+            Err(_) => self.output.symlink_metadata().is_ok(),
+        };
+        if taken {
+            let text = format!(
+                "{} is there already; --force replaces it",
+                self.output.display()
+            );
+            return Err(Failure::Usage(text));
+        }
+        Ok(())
+    }
+}
