@@ -47,7 +47,7 @@ impl Kind {
             _ => Some(128 << 10),
         };
         // Syncing takes most of the time of a small save; without it more kills hit the other steps.
-        let durability = if generation % 4 == 0 {
+        let durability = if generation.is_multiple_of(4) {
             Durability::Full
         } else {
             Durability::None
@@ -171,7 +171,13 @@ fn kill_one(kind: Kind, folder: &Path, first: u64, state: &mut u64) -> (u64, u64
     };
     // From the first start on, so that the kill falls into saving.
     while !hear(lines.next().expect("the child started").unwrap()) {}
-    std::thread::sleep(Duration::from_micros(random(state) % 12_000));
+    // A save takes a few milliseconds, one that syncs some dozens.
+    let longest = if random(state).is_multiple_of(2) {
+        8_000
+    } else {
+        60_000
+    };
+    std::thread::sleep(Duration::from_micros(random(state) % longest));
     child.kill().unwrap();
     child.wait().unwrap();
     for line in lines {
@@ -192,7 +198,7 @@ fn kills(kind: Kind) {
     let mut state = seed;
     let folder = tempfile::tempdir().unwrap();
     kind.save(folder.path(), 0).unwrap();
-    let (mut next, mut during, start) = (1, 0, Instant::now());
+    let (mut next, mut during, mut between, start) = (1, 0, 0, Instant::now());
     for _ in 0..kills {
         let (started, done) = kill_one(kind, folder.path(), next, &mut state);
         let found = generation(kind, folder.path());
@@ -202,11 +208,13 @@ fn kills(kind: Kind) {
             "found {found}, done {done}, started {started}"
         );
         during += u32::from(started != done);
+        let index = fs::read_to_string(folder.path().join("model.safetensors.index.json"));
+        between += u32::from(index.is_ok_and(|text| text.contains("\".model")));
         // What was found is what the next child saves over.
         next = found + 1;
     }
     println!(
-        "{kind:?}: {kills} kills, {during} of them during a save, {:?}",
+        "{kind:?}: {kills} kills, {during} during a save, {between} between commit and tidying, {next} saves, {:?}",
         start.elapsed()
     );
     assert!(kills < 10 || during > 0, "no kill fell into a save");
