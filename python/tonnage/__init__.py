@@ -3,6 +3,9 @@
 `import tonnage` imports no framework; `tonnage.torch`, `tonnage.numpy` and so on import theirs.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from ._compat import as_safetensors
 from ._native import (
     PySafeSlice,
@@ -17,16 +20,105 @@ from ._native import (
     serialize_file,
 )
 
+if TYPE_CHECKING:
+    from ._checkpoint import Checkpoint, FileInfo, Note, TensorRef, open
+    from ._errors import (
+        CancelledError,
+        DeviceError,
+        FormatError,
+        IncompleteLoadWarning,
+        LimitError,
+        MissingShardError,
+        SliceError,
+        StorageError,
+        TonnageError,
+        UnknownTensorError,
+        UnsupportedError,
+        UsageError,
+    )
+    from ._load import Report
+    from ._save import Saved, Writer, save
+    from ._verify import Finding, Verification, VerifiedFile, verify
+
+# Imported when first used: a program that only wants `tonnage.torch` should start as fast as it
+# can.
+_LAZY = {
+    "CancelledError": "_errors",
+    "Checkpoint": "_checkpoint",
+    "DeviceError": "_errors",
+    "FileInfo": "_checkpoint",
+    "Finding": "_verify",
+    "FormatError": "_errors",
+    "IncompleteLoadWarning": "_errors",
+    "LimitError": "_errors",
+    "MissingShardError": "_errors",
+    "Note": "_checkpoint",
+    "Report": "_load",
+    "Saved": "_save",
+    "SliceError": "_errors",
+    "StorageError": "_errors",
+    "TensorRef": "_checkpoint",
+    "TonnageError": "_errors",
+    "UnknownTensorError": "_errors",
+    "UnsupportedError": "_errors",
+    "UsageError": "_errors",
+    "Verification": "_verify",
+    "VerifiedFile": "_verify",
+    "Writer": "_save",
+    "open": "_checkpoint",
+    "save": "_save",
+    "verify": "_verify",
+}
+
+
+def __getattr__(name: str) -> Any:
+    module = _LAZY.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(import_module(f"{__name__}.{module}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})
+
+
 __all__ = [
+    "CancelledError",
+    "Checkpoint",
+    "DeviceError",
+    "FileInfo",
+    "Finding",
+    "FormatError",
+    "IncompleteLoadWarning",
+    "LimitError",
+    "MissingShardError",
+    "Note",
     "PySafeSlice",
+    "Report",
     "SafetensorError",
+    "Saved",
+    "SliceError",
+    "StorageError",
     "TensorMeta",
+    "TensorRef",
     "TensorSpec",
+    "TonnageError",
+    "UnknownTensorError",
+    "UnsupportedError",
+    "UsageError",
+    "Verification",
+    "VerifiedFile",
+    "Writer",
     "__version__",
     "_safe_open_handle",
     "as_safetensors",
     "deserialize",
+    "open",
     "safe_open",
+    "save",
     "serialize",
     "serialize_file",
+    "verify",
 ]

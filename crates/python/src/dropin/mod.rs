@@ -15,7 +15,7 @@ mod open;
 pub mod packing;
 mod serialize;
 mod slice;
-mod spec;
+pub mod spec;
 
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;

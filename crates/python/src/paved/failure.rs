@@ -40,7 +40,9 @@ fn make(py: Python<'_>, error: &Error) -> PyResult<PyErr> {
     fields.set_item("errno", error.io().and_then(std::io::Error::raw_os_error))?;
     let module = py.import(intern!(py, "tonnage._errors"))?;
     let args = (kind_of(error), error.to_string());
-    let made = module.getattr(intern!(py, "make"))?.call(args, Some(&fields))?;
+    let made = module
+        .getattr(intern!(py, "make"))?
+        .call(args, Some(&fields))?;
     Ok(PyErr::from_value(made))
 }
 

@@ -15,7 +15,15 @@ use super::source::{Described, make};
 use crate::buffer::Buffer;
 
 /// Name, dtype, shape, bytes, position and label of the file, first byte.
-type Row<'py> = (&'py str, &'py str, Bound<'py, PyTuple>, u64, usize, &'py str, u64);
+type Row<'py> = (
+    &'py str,
+    &'py str,
+    Bound<'py, PyTuple>,
+    u64,
+    usize,
+    &'py str,
+    u64,
+);
 /// Label, bytes, start of the data, padding of the header, tensors.
 type FileRow = (String, u64, u64, u64, usize);
 
@@ -31,7 +39,10 @@ pub struct Handle {
 }
 
 fn options(allow_symlinks: bool) -> OpenOptions {
-    OpenOptions { allow_symlinks, ..OpenOptions::default() }
+    OpenOptions {
+        allow_symlinks,
+        ..OpenOptions::default()
+    }
 }
 
 impl Handle {
@@ -72,7 +83,12 @@ impl Handle {
     fn open_sources(py: Python<'_>, sources: Vec<Described<'_>>) -> PyResult<Self> {
         let given: Vec<Option<Py<PyBytes>>> = sources
             .iter()
-            .map(|(_, object, _)| object.cast::<PyBytes>().ok().map(|bytes| bytes.clone().unbind()))
+            .map(|(_, object, _)| {
+                object
+                    .cast::<PyBytes>()
+                    .ok()
+                    .map(|bytes| bytes.clone().unbind())
+            })
             .collect();
         let mut made: Vec<Arc<dyn Source>> = Vec::with_capacity(sources.len());
         let mut runs_python = false;
@@ -83,7 +99,11 @@ impl Handle {
         }
         let opened = py.detach(|| Checkpoint::from_sources(made, &OpenOptions::default()));
         let handle = opened.map(Self::new).map_err(|e| failure::raise(&e))?;
-        Ok(Handle { given, runs_python, ..handle })
+        Ok(Handle {
+            given,
+            runs_python,
+            ..handle
+        })
     }
 
     fn __len__(&self) -> usize {
@@ -127,14 +147,30 @@ impl Handle {
         let tensor = slf.get().at(index)?;
         let shape = PyTuple::new(slf.py(), tensor.shape())?;
         let (name, dtype, label) = (tensor.name(), tensor.dtype_name(), tensor.file_label());
-        Ok((name, dtype, shape, tensor.byte_len(), tensor.file(), label, tensor.offset()))
+        Ok((
+            name,
+            dtype,
+            shape,
+            tensor.byte_len(),
+            tensor.file(),
+            label,
+            tensor.offset(),
+        ))
     }
 
     /// A row for each file.
     fn files(&self) -> Vec<FileRow> {
         let files = self.checkpoint.files().iter();
         files
-            .map(|f| (f.label.clone(), f.len, f.data_start, f.header_padding, f.tensors))
+            .map(|f| {
+                (
+                    f.label.clone(),
+                    f.len,
+                    f.data_start,
+                    f.header_padding,
+                    f.tensors,
+                )
+            })
             .collect()
     }
 
@@ -146,7 +182,9 @@ impl Handle {
     /// Code, text and file of each note.
     fn notes(&self) -> Vec<(&'static str, String, Option<String>)> {
         let notes = self.checkpoint.notes().iter();
-        notes.map(|note| (note.code, note.text.clone(), note.file.clone())).collect()
+        notes
+            .map(|note| (note.code, note.text.clone(), note.file.clone()))
+            .collect()
     }
 
     /// Bytes of all tensors.
@@ -198,9 +236,16 @@ impl Handle {
         let len = usize::try_from(tensor.byte_len())?;
         let slow = self.runs_python;
         PyBytes::new_with(py, len, |bytes| {
-            let request =
-                Request { total: len as u64, threads: None, progress: None, cancel: None, slow };
-            run(py, request, |options| self.checkpoint.read_many(vec![(index, bytes)], options))?;
+            let request = Request {
+                total: len as u64,
+                threads: None,
+                progress: None,
+                cancel: None,
+                slow,
+            };
+            run(py, request, |options| {
+                self.checkpoint.read_many(vec![(index, bytes)], options)
+            })?;
             Ok(())
         })
     }
@@ -216,8 +261,12 @@ impl Handle {
             return Ok(Some(buffer.bind(py).clone().into_any()));
         }
         drop(held);
-        let Some(source) = self.checkpoint.source(file) else { return Ok(None) };
-        let Some(opened) = source.file() else { return Ok(None) };
+        let Some(source) = self.checkpoint.source(file) else {
+            return Ok(None);
+        };
+        let Some(opened) = source.file() else {
+            return Ok(None);
+        };
         let raise = |e: Error| failure::raise(&e);
         let map = PrivateMap::from_file(opened, source.label()).map_err(|e| raise(e.into()))?;
         if (map.len() as u64) < source.len() {

@@ -12,7 +12,9 @@ mod failure;
 mod handle;
 mod read;
 mod run;
+mod save;
 mod source;
+mod verify;
 
 use pyo3::prelude::*;
 use pyo3::wrap_pyfunction;
@@ -22,6 +24,11 @@ use tonnage::Dtype;
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<handle::Handle>()?;
     module.add_class::<run::CancelFlag>()?;
+    module.add_class::<save::NativeWriter>()?;
+    module.add_function(wrap_pyfunction!(save::save, module)?)?;
+    module.add_function(wrap_pyfunction!(verify::verify, module)?)?;
+    module.add_function(wrap_pyfunction!(parse_size, module)?)?;
+    module.add_function(wrap_pyfunction!(matches, module)?)?;
     module.add_function(wrap_pyfunction!(castable, module)?)
 }
 
@@ -33,4 +40,18 @@ fn castable(from: &str, to: &str) -> bool {
         (Some(from), Some(to)) => tonnage::cast::castable(from, to),
         _ => false,
     }
+}
+
+/// Whether a name matches a pattern of `*`, `?` and `[…]`.
+#[pyfunction]
+#[pyo3(name = "_matches")]
+fn matches(pattern: &str, name: &str) -> bool {
+    tonnage::names::matches(pattern, name)
+}
+
+/// Bytes of a size such as `"5GB"` or `"256MiB"`.
+#[pyfunction]
+#[pyo3(name = "_parse_size")]
+fn parse_size(text: &str) -> PyResult<u64> {
+    tonnage::parse_size(text).map_err(|e| failure::raise(&e))
 }

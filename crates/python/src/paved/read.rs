@@ -14,8 +14,13 @@ use crate::dropin::packing::unpack;
 
 /// Position of the tensor; a writable buffer; ranges, if a slice is wanted; whether sub-byte elements
 /// are spread out one a byte; the dtype that floats are cast to.
-pub type Job<'py> =
-    (usize, Bound<'py, PyAny>, Option<Vec<(u64, u64, u64)>>, bool, Option<String>);
+pub type Job<'py> = (
+    usize,
+    Bound<'py, PyAny>,
+    Option<Vec<(u64, u64, u64)>>,
+    bool,
+    Option<String>,
+);
 
 /// Seconds, bytes read, threads, strategy, bytes of staging memory.
 pub type Done = (f64, u64, usize, &'static str, u64);
@@ -49,10 +54,21 @@ fn hold(checkpoint: &Checkpoint, job: Job<'_>) -> PyResult<Held> {
         None => dtype,
     };
     let ranges: Option<Vec<Slice>> = ranges.map(|ranges| {
-        ranges.into_iter().map(|(start, stop, step)| Slice { start, stop, step }).collect()
+        ranges
+            .into_iter()
+            .map(|(start, stop, step)| Slice { start, stop, step })
+            .collect()
     });
     let target = Target::any(&buffer)?;
-    Ok(Held { index, dtype, wanted, ranges, spread, len: tensor.byte_len(), target })
+    Ok(Held {
+        index,
+        dtype,
+        wanted,
+        ranges,
+        spread,
+        len: tensor.byte_len(),
+        target,
+    })
 }
 
 /// Refuses buffers that share memory: threads write to them at the same time.
@@ -60,7 +76,9 @@ fn check_apart(jobs: &[Held]) -> PyResult<()> {
     let mut spans: Vec<(usize, usize)> = jobs.iter().map(|job| job.target.span()).collect();
     spans.sort_unstable();
     if spans.windows(2).any(|pair| pair[0].1 > pair[1].0) {
-        return Err(PyBufferError::new_err("two buffers to read into share memory"));
+        return Err(PyBufferError::new_err(
+            "two buffers to read into share memory",
+        ));
     }
     Ok(())
 }
@@ -77,9 +95,14 @@ pub fn read(
         held.push(hold(checkpoint, job)?);
     }
     check_apart(&held)?;
-    let total = held.iter().map(|job| if job.ranges.is_some() { 0 } else { job.len }).sum();
+    let total = held
+        .iter()
+        .map(|job| if job.ranges.is_some() { 0 } else { job.len })
+        .sum();
     let request = Request { total, ..request };
-    run(py, request, |options| read_all(checkpoint, &mut held, options))
+    run(py, request, |options| {
+        read_all(checkpoint, &mut held, options)
+    })
 }
 
 fn read_all(
@@ -88,13 +111,22 @@ fn read_all(
     options: &Options<'_>,
 ) -> tonnage::Result<Done> {
     let plain = jobs.iter_mut().filter(|job| job.is_plain());
-    let reads = plain.map(|job| (job.index, job.wanted, job.target.as_mut_slice())).collect();
+    let reads = plain
+        .map(|job| (job.index, job.wanted, job.target.as_mut_slice()))
+        .collect();
     let report = checkpoint.read_as(reads, options)?;
-    let mut done: Done = (report.seconds, report.bytes, report.threads, report.strategy, 0);
+    let mut done: Done = (
+        report.seconds,
+        report.bytes,
+        report.threads,
+        report.strategy,
+        0,
+    );
     for job in jobs.iter_mut().filter(|job| !job.is_plain()) {
         read_part(checkpoint, job, options, &mut done)?;
     }
-    jobs.iter_mut().for_each(|job| to_native(job.wanted, job.target.as_mut_slice()));
+    jobs.iter_mut()
+        .for_each(|job| to_native(job.wanted, job.target.as_mut_slice()));
     Ok(done)
 }
 
@@ -105,7 +137,9 @@ fn read_part(
     options: &Options<'_>,
     done: &mut Done,
 ) -> tonnage::Result<()> {
-    let Some(tensor) = checkpoint.at(job.index) else { return Ok(()) };
+    let Some(tensor) = checkpoint.at(job.index) else {
+        return Ok(());
+    };
     let slice = tensor.slice(job.ranges.as_deref().unwrap_or_default())?;
     let began = Instant::now();
     let target = job.target.as_mut_slice();
@@ -126,6 +160,8 @@ fn read_part(
 /// The bytes of a big-endian host's elements are the file's, reversed.
 fn to_native(dtype: Dtype, bytes: &mut [u8]) {
     if cfg!(target_endian = "big") && dtype.swap_unit() > 1 {
-        bytes.chunks_exact_mut(dtype.swap_unit()).for_each(<[u8]>::reverse);
+        bytes
+            .chunks_exact_mut(dtype.swap_unit())
+            .for_each(<[u8]>::reverse);
     }
 }

@@ -63,7 +63,10 @@ pub fn run<T: Send>(
     };
     let options = Options {
         threads: request.threads,
-        progress: request.progress.is_some().then_some(&count as &(dyn Fn(Progress) + Sync)),
+        progress: request
+            .progress
+            .is_some()
+            .then_some(&count as &(dyn Fn(Progress) + Sync)),
         cancel: Some(&cancel),
         ..Options::default()
     };
@@ -80,10 +83,14 @@ pub fn run<T: Send>(
     } else {
         tell(py, 0)?;
         py.detach(|| {
-            watch(|| work(&options), &cancel, |py| {
-                py.check_signals()?;
-                tell(py, done.load(Ordering::Relaxed))
-            })
+            watch(
+                || work(&options),
+                &cancel,
+                |py| {
+                    py.check_signals()?;
+                    tell(py, done.load(Ordering::Relaxed))
+                },
+            )
         })
     };
     let value = result?;

@@ -30,7 +30,10 @@ impl ObjectSource {
         Python::attach(|py| {
             let _one_at_a_time = self.calls.lock_py_attached(py);
             let read_at = intern!(py, "read_at");
-            let answer = self.object.bind(py).call_method1(read_at, (offset, dst.len()))?;
+            let answer = self
+                .object
+                .bind(py)
+                .call_method1(read_at, (offset, dst.len()))?;
             let bytes = answer.cast::<PyBytes>()?.as_bytes();
             let len = bytes.len().min(dst.len());
             dst[..len].copy_from_slice(&bytes[..len]);
@@ -73,21 +76,36 @@ pub fn make(described: Described<'_>) -> PyResult<(Arc<dyn Source>, bool)> {
     Ok(match kind.as_str() {
         "path" => {
             let path: String = object.extract()?;
-            (Arc::new(FileSource::open(Path::new(&path)).map_err(refused)?), false)
+            (
+                Arc::new(FileSource::open(Path::new(&path)).map_err(refused)?),
+                false,
+            )
         }
         "bytes" => {
             let owner = Arc::new(PinnedBytes::new(object.cast::<PyBytes>()?));
             (Arc::new(MemorySource::from_owner(owner, label)), false)
         }
         "fd" => {
-            let file = duplicate(object.extract()?)
-                .map_err(|e| refused(Error::new("duplicate the descriptor of", label.as_str(), e)))?;
-            (Arc::new(FileSource::from_file(file, label).map_err(refused)?), false)
+            let file = duplicate(object.extract()?).map_err(|e| {
+                refused(Error::new("duplicate the descriptor of", label.as_str(), e))
+            })?;
+            (
+                Arc::new(FileSource::from_file(file, label).map_err(refused)?),
+                false,
+            )
         }
         _ => {
             let len = object.getattr(intern!(object.py(), "length"))?.extract()?;
             let (object, calls) = (object.unbind(), Mutex::new(()));
-            (Arc::new(ObjectSource { object, calls, label, len }), true)
+            (
+                Arc::new(ObjectSource {
+                    object,
+                    calls,
+                    label,
+                    len,
+                }),
+                true,
+            )
         }
     })
 }

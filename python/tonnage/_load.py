@@ -1,0 +1,403 @@
+"""Loading in bulk: what is selected, in which portions it is read, and what is told afterwards."""
+
+from __future__ import annotations
+
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tonnage import _arrays, _dtypes, _errors, _into, _progress
+from tonnage._native import _Cancel, _castable, _matches, _parse_size
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from tonnage._checkpoint import Checkpoint
+
+#: What `select=` takes.
+Select = str | Iterable[str] | Callable[[str], object] | None
+
+#: Host memory that tensors on their way to a device take at most (or the largest tensor).
+STAGING = 256 << 20
+#: Small tensors are read this many bytes, or this many tensors, at a time.
+PORTION = 8 << 20
+PORTION_TENSORS = 256
+
+
+@dataclass
+class Report:
+    """What a load did.
+
+    Attributes:
+        seconds: wall-clock time, from the call to the last tensor.
+        bytes: bytes read from storage.
+        threads: threads that read.
+        strategy: how bytes came: `"read"` …
+        loaded: how many tensors were loaded.
+        missing: names that were asked for — of `into`, or patterns of `select` — and are not in the
+            checkpoint.
+        unexpected: names in the checkpoint that `into` has no place for.
+        mismatched: names whose shape or dtype does not fit their place, with the reason.
+        suggestions: for each missing name, near names that the checkpoint has.
+        peak_staging: bytes of host memory that were used besides the tensors.
+    """
+
+    seconds: float = 0.0
+    bytes: int = 0
+    threads: int = 0
+    strategy: str = "none"
+    loaded: int = 0
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    mismatched: list[tuple[str, str]] = field(default_factory=list)
+    suggestions: dict[str, list[str]] = field(default_factory=dict)
+    peak_staging: int = 0
+
+    @property
+    def gb_per_s(self) -> float:
+        """Gigabytes (10^9 bytes) read a second; 0 for a load too short to time."""
+        return self.bytes / self.seconds / 1e9 if self.seconds > 0 else 0.0
+
+    def add(self, done: tuple[float, int, int, str, int]) -> None:
+        """Counts one run of the engine in."""
+        _, read, threads, strategy, staging = done
+        self.bytes += read
+        self.threads = max(self.threads, threads)
+        self.strategy = strategy
+        self.peak_staging = max(self.peak_staging, staging)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.loaded} tensors, {self.bytes / 1e9:.3f} GB in {self.seconds:.3f} s "
+            f"({self.gb_per_s:.2f} GB/s, {self.threads} threads, {self.strategy})"
+        ]
+        for name in self.missing:
+            near = self.suggestions.get(name)
+            lines.append(f"missing: {name}" + (f" (near: {', '.join(near)})" if near else ""))
+        lines += [f"unexpected: {name}" for name in self.unexpected]
+        lines += [f"mismatched: {name}: {why}" for name, why in self.mismatched]
+        return "\n".join(lines)
+
+
+class Options(NamedTuple):
+    """Arguments that `load` and `stream` share."""
+
+    framework: str | None
+    device: object
+    dtype: object
+    threads: int | None
+
+
+class Item(NamedTuple):
+    """A tensor to be loaded."""
+
+    position: int
+    name: str
+    #: As it lies in the file, and as it is wanted.
+    stored: _dtypes.Row
+    wanted: _dtypes.Row
+    shape: tuple[int, ...]
+    nbytes: int
+
+    @property
+    def memory(self) -> int:
+        """Bytes that it takes once loaded, about."""
+        return self.nbytes * self.wanted.bits // self.stored.bits
+
+
+def chosen(checkpoint: Checkpoint, select: Select) -> tuple[list[int], list[str]]:
+    """Positions of the selected tensors, ascending, and the names and patterns that match none."""
+    handle = checkpoint._handle
+    if select is None:
+        return list(range(len(handle))), []
+    if isinstance(select, str):
+        select = [select]
+    if callable(select):
+        return [at for at, name in enumerate(handle.names()) if select(name)], []
+    patterns = list(select)
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise TypeError(f"select takes names and patterns, not {type(pattern).__name__}")
+    return handle.select(patterns)
+
+
+def selects(select: Select, name: str) -> bool:
+    """Whether a selection is about a name, whether or not the checkpoint has it."""
+    if select is None:
+        return True
+    if isinstance(select, str):
+        return name == select or _matches(select, name)
+    if callable(select):
+        return bool(select(name))
+    return any(name == pattern or _matches(pattern, name) for pattern in select)
+
+
+def select_items(
+    checkpoint: Checkpoint, select: Select, dtype: object, report: Report
+) -> list[Item]:
+    """The tensors that a load is about, in file order."""
+    handle = checkpoint._handle
+    positions, missing = chosen(checkpoint, select)
+    for pattern in missing:
+        if not any(mark in pattern for mark in "*?["):
+            handle.find(pattern)  # raises, with near names
+    if select is not None and not positions:
+        text = f"nothing in {checkpoint.label} matches {select!r}"
+        raise _errors.make("Usage", text, code="UNKNOWN_TENSOR", file=checkpoint.label)
+    report.missing.extend(missing)
+    target = None if dtype is None else _cast_target(dtype)
+    return [item(handle.row(at), at, target) for at in positions]
+
+
+def _cast_target(dtype: object) -> _dtypes.Row:
+    row = _dtypes.parse(dtype)
+    if not _castable("F64", row.name):
+        text = f"floats can be cast to a float dtype of 8 bits or more, not to {row.name}"
+        raise _errors.usage(text, "CAST", found=row.name)
+    return row
+
+
+def item(row: tuple[Any, ...], index: int, target: _dtypes.Row | None) -> Item:
+    """The item of a row of the catalog."""
+    name, dtype, shape, nbytes = row[:4]
+    stored = _arrays.row_of(dtype, name)
+    wanted = stored
+    if target is not None and _castable(stored.name, target.name):
+        wanted = target
+    return Item(index, name, stored, wanted, shape, nbytes)
+
+
+def job(item: Item, target: Any, spread: bool) -> tuple[Any, ...]:
+    """What the native side is told: where the tensor goes, and how."""
+    cast = None if item.wanted is item.stored else item.wanted.name
+    return (item.position, target, None, spread, cast)
+
+
+def portions(items: Iterable[Item], limit: int, count: int | None = None) -> Iterator[list[Item]]:
+    """Items in portions of at most `limit` bytes of memory (or one item) and `count` items."""
+    portion: list[Item] = []
+    held = 0
+    for one in items:
+        if portion and (held + one.memory > limit or len(portion) == count):
+            yield portion
+            portion, held = [], 0
+        portion.append(one)
+        held += one.memory
+    if portion:
+        yield portion
+
+
+def read_portion(
+    checkpoint: Checkpoint,
+    items: Sequence[Item],
+    arrays: _arrays.Arrays,
+    options: Options,
+    report: Report,
+    progress: Callable[[int, int], None] | None = None,
+    cancel: _Cancel | None = None,
+) -> dict[str, Any]:
+    """Reads some tensors at once, into memory of their own."""
+    slots = [arrays.empty(one.wanted, one.shape) for one in items]
+    jobs = [job(one, slot.target, slot.spread) for one, slot in zip(items, slots, strict=True)]
+    report.add(checkpoint._handle.read(jobs, options.threads, progress, cancel))
+    finished = {
+        one.name: arrays.finish(slot, one.wanted, one.shape)
+        for one, slot in zip(items, slots, strict=True)
+    }
+    if str(options.device) == "cpu":
+        return finished
+    report.peak_staging = max(report.peak_staging, sum(one.memory for one in items))
+    return {name: arrays.put(tensor, options.device) for name, tensor in finished.items()}
+
+
+def load(
+    checkpoint: Checkpoint,
+    select: Select,
+    options: Options,
+    progress: _progress.ProgressLike,
+) -> dict[str, Any]:
+    """`Checkpoint.load` into new tensors."""
+    began, report = perf_counter(), Report()
+    arrays = _arrays.arrays(options.framework)
+    items = select_items(checkpoint, select, options.dtype, report)
+    on_host = str(options.device) == "cpu"
+    if not on_host and items:
+        # A device that is not there is told of before anything is read.
+        first = items[0]
+        arrays.put(arrays.empty(first.wanted, (0,)).holder, options.device)
+    total = sum(one.nbytes for one in items)
+    loaded: dict[str, Any] = {}
+    with _Bar(progress, total, "load") as bar:
+        for portion in [items] if on_host else portions(items, STAGING):
+            part = read_portion(checkpoint, portion, arrays, options, report, bar.at(report.bytes))
+            loaded.update(part)
+    report.loaded = len(loaded)
+    report.seconds = perf_counter() - began
+    checkpoint.report = report
+    return loaded
+
+
+class _Bar:
+    """A progress that several runs of the engine share."""
+
+    def __init__(self, progress: _progress.ProgressLike, total: int, label: str) -> None:
+        self._total = total
+        self._progress = _progress.start(progress, total, label)
+
+    def at(self, before: int) -> Callable[[int, int], None] | None:
+        """What the next run calls, `before` bytes having been read already."""
+        progress, total = self._progress, self._total
+        if progress is None:
+            return None
+        return lambda done, _: progress(before + done, total)
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._progress is not None:
+            self._progress.close()
+
+
+def load_into(
+    checkpoint: Checkpoint,
+    select: Select,
+    into: object,
+    strict: bool | None,
+    options: Options,
+    progress: _progress.ProgressLike,
+) -> dict[str, Any]:
+    """`Checkpoint.load` into tensors that are there already."""
+    given = (options.framework, options.dtype, str(options.device))
+    if given != (None, None, "cpu"):
+        raise _errors.usage("with into=, the tensors themselves say framework, dtype and device")
+    began, report = perf_counter(), Report()
+    places = _places(into)
+    if select is not None and not isinstance(select, str) and not callable(select):
+        select = list(select)
+    items = select_items(checkpoint, select, None, report)
+    fits = _into.match(places, items, report)
+    absent = [name for name in places if name not in checkpoint and selects(select, name)]
+    report.missing.extend(name for name in absent if name not in report.missing)
+    report.suggestions = {name: checkpoint._handle.near(name) for name in absent}
+    _complain(report, strict)
+    total = sum(fit.item.nbytes for fit in fits)
+    with _Bar(progress, total, "load") as bar:
+        direct = [job(fit.item, fit.target, False) for fit in fits if fit.target is not None]
+        if direct:
+            run = checkpoint._handle.read(direct, options.threads, bar.at(0), None)
+            report.add(run)
+        through = {fit.item.name: fit for fit in fits if fit.target is None}
+        for portion in portions((fit.item for fit in through.values()), STAGING):
+            held = sum(one.memory for one in portion)
+            report.peak_staging = max(report.peak_staging, held)
+            arrays = through[portion[0].name].arrays
+            same = [one for one in portion if through[one.name].arrays is arrays]
+            rest = [one for one in portion if through[one.name].arrays is not arrays]
+            for group in (same, rest):
+                if group:
+                    arrays = through[group[0].name].arrays
+                    part = read_portion(
+                        checkpoint, group, arrays, options, report, bar.at(report.bytes)
+                    )
+                    for name, tensor in part.items():
+                        _into.copy(through[name].place, tensor)
+    report.loaded = len(fits)
+    report.seconds = perf_counter() - began
+    checkpoint.report = report
+    return {fit.item.name: fit.place for fit in sorted(fits, key=lambda fit: fit.item.position)}
+
+
+def _places(into: object) -> Mapping[str, Any]:
+    if isinstance(into, Mapping):
+        return into
+    state_dict = getattr(into, "state_dict", None)
+    if callable(state_dict):
+        state = state_dict()
+        if isinstance(state, Mapping):
+            return state
+    raise TypeError(f"into takes a dict of tensors or a module, not {type(into).__name__}")
+
+
+def _complain(report: Report, strict: bool | None) -> None:
+    """Raises or warns, before anything is read, where a load would be incomplete."""
+    serious = report.missing or report.mismatched
+    if strict is False or not (serious or (strict and report.unexpected)):
+        return
+    shown = str(report).split("\n")[1:]
+    more = f"\n… and {len(shown) - 20} more" if len(shown) > 20 else ""
+    text = "the checkpoint does not fit the tensors to load into:\n" + "\n".join(shown[:20]) + more
+    if strict:
+        raise _errors.usage(text, "INCOMPLETE_LOAD")
+    warnings.warn(text, _errors.IncompleteLoadWarning, stacklevel=4)
+
+
+def stream(
+    checkpoint: Checkpoint,
+    order: Iterable[str] | None,
+    select: Select,
+    options: Options,
+    budget: int | str,
+) -> Iterator[tuple[str, Any]]:
+    """`Checkpoint.stream`. What is wrong with the arguments is told at once, not at the first
+    tensor.
+    """
+    report = Report()
+    arrays = _arrays.arrays(options.framework)
+    if order is None:
+        items = select_items(checkpoint, select, options.dtype, report)
+    elif select is not None:
+        raise _errors.usage("order and select exclude each other")
+    else:
+        target = None if options.dtype is None else _cast_target(options.dtype)
+        handle = checkpoint._handle
+        found = [handle.find(name) for name in order]
+        items = [item(handle.row(at), at, target) for at in found]
+    limit = _parse_size(budget) if isinstance(budget, str) else int(budget)
+    return _stream(checkpoint, items, arrays, options, max(limit, 1), report)
+
+
+def _stream(
+    checkpoint: Checkpoint,
+    items: Sequence[Item],
+    arrays: _arrays.Arrays,
+    options: Options,
+    budget: int,
+    report: Report,
+) -> Iterator[tuple[str, Any]]:
+    from concurrent.futures import ThreadPoolExecutor
+
+    began, cancel = perf_counter(), _Cancel()
+    # One portion is handed out while others, up to the budget, are being read.
+    waiting = portions(items, min(PORTION, max(budget // 4, 1)), PORTION_TENSORS)
+    coming: deque[tuple[int, Future[dict[str, Any]]]] = deque()
+    held, following = 0, next(waiting, None)
+    on_host = options._replace(device="cpu")
+    pool = ThreadPoolExecutor(1, "tonnage-stream")
+    try:
+        while following is not None or coming:
+            while following is not None:
+                memory = sum(one.memory for one in following)
+                if coming and held + memory > budget:
+                    break
+                task = pool.submit(
+                    read_portion, checkpoint, following, arrays, on_host, report, None, cancel
+                )
+                coming.append((memory, task))
+                held += memory
+                following = next(waiting, None)
+            memory, task = coming.popleft()
+            part = task.result()
+            report.loaded += len(part)
+            report.peak_staging = max(report.peak_staging, held)
+            for name in list(part):
+                yield name, arrays.put(part.pop(name), options.device)
+            held -= memory
+        report.seconds = perf_counter() - began
+        checkpoint.report = report
+    finally:
+        cancel.cancel()
+        pool.shutdown(wait=True, cancel_futures=True)
