@@ -70,11 +70,14 @@ def _memory(source: Any) -> memoryview | None:
 
 
 def _of_file(file: Any, number: str) -> Source:
-    if isinstance(file, io.StringIO) or "b" not in str(getattr(file, "mode", "b")):
-        if not isinstance(file, io.TextIOWrapper):
-            raise TypeError("a file object must be open for reading bytes, not text")
+    if isinstance(file, io.TextIOBase):
         # The bytes below the text are what the file is made of.
-        file = file.buffer
+        file = getattr(file, "buffer", None)
+        if file is None:
+            raise TypeError("a file object must be open for reading bytes, not text")
+    readable = getattr(file, "readable", None)
+    if readable is not None and not readable():
+        raise _errors.usage("the file object is not open for reading", "NOT_READABLE")
     name = getattr(file, "name", None)
     label = name if isinstance(name, str) else f"<{type(file).__name__}{number}>"
     descriptor = _descriptor(file)
@@ -99,8 +102,6 @@ def _descriptor(file: Any) -> int | None:
         inner = inner.raw
     if not isinstance(inner, io.FileIO) and hasattr(inner, "read"):
         return None
-    if not inner.readable() if hasattr(inner, "readable") else False:
-        raise _errors.usage("the file object is not open for reading", "NOT_READABLE")
     try:
         descriptor = inner.fileno()
     except (OSError, AttributeError):
