@@ -81,7 +81,8 @@ fn scaled(n: u64, step: f64, units: &[&str]) -> Option<String> {
     let mut unit = None;
     for name in units {
         // What would be rounded to a whole step belongs to the next unit.
-        if value < step - 0.05 && unit.is_some() || value < step {
+        let limit = if unit.is_some() { step - 0.05 } else { step };
+        if value < limit {
             break;
         }
         value /= step;

@@ -144,15 +144,23 @@ impl<'a> Node<'a> {
     }
 }
 
-/// Joins a module with its only child.
+/// Joins a module with its only child, unless both stand for several.
 fn joined(mut node: Node<'_>) -> Node<'_> {
-    if node.leaf.is_none() && node.times == 1 && node.children.len() == 1 {
-        if let Some(mut child) = node.children.pop() {
+    let single = node.leaf.is_none() && node.children.len() == 1;
+    let times = node
+        .times
+        .min(node.children.first().map_or(1, |child| child.times));
+    match node.children.pop() {
+        Some(mut child) if single && times == 1 => {
             child.label = format!("{}.{}", node.label, child.label);
-            return child;
+            child.times = child.times.max(node.times);
+            child
+        }
+        last => {
+            node.children.extend(last);
+            node
         }
     }
-    node
 }
 
 /// Shows numbered children that are alike once.
@@ -272,7 +280,7 @@ mod tests {
             ],
             true,
         );
-        assert_eq!(text, "l 15\n x 1\n [0,2-3] ×3 2\n  w 2\n 1.w 3\n");
+        assert_eq!(text, "l 15\n x 1\n [0,2-3].w ×3 2\n 1.w 3\n");
     }
 
     #[test]
@@ -281,7 +289,7 @@ mod tests {
             .flat_map(|i| (0..4).map(move |e| format!("l.{i}.experts.{e}.w")))
             .collect();
         let text = show(names.iter().map(|name| leaf(name, &[2])).collect(), true);
-        assert_eq!(text, "l.[0-2] ×3 8\n experts.[0-3] ×4 2\n  w 2\n");
+        assert_eq!(text, "l.[0-2] ×3 8\n experts.[0-3].w ×4 2\n");
     }
 
     #[test]

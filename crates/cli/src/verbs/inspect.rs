@@ -157,14 +157,13 @@ fn summary(
     writeln!(out, "  data        {}{exact}", text::size(bytes))?;
     for (i, (name, count, _, bytes_of)) in dtypes(chosen).into_iter().enumerate() {
         let title = if i == 0 { "dtypes" } else { "" };
-        let share = if bytes > 0 {
-            bytes_of as f64 * 100.0 / bytes as f64
-        } else {
-            0.0
+        let share = match bytes_of as f64 * 100.0 / bytes.max(1) as f64 {
+            little if little > 0.0 && little < 0.05 => "< 0.1".to_owned(),
+            share => format!("{share:.1}"),
         };
         writeln!(
             out,
-            "  {title:<10}  {} {}, {}, {share:.1} %",
+            "  {title:<10}  {} {}, {}, {share} %",
             text::name(name),
             text::plural(count, "tensor"),
             text::size(bytes_of)
