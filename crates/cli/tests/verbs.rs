@@ -225,6 +225,15 @@ fn metadata_are_read_set_and_deleted() {
         ["copy.safetensors", "m.safetensors"]
     );
     expect(2, &["metadata", "set", text(&copy), "no equals sign"]);
+    let cache = tempfile::tempdir().unwrap();
+    for name in ["blobs", "snapshots"] {
+        std::fs::create_dir(cache.path().join(name)).unwrap();
+    }
+    std::fs::copy(&copy, cache.path().join("blobs/0123")).unwrap();
+    let link = cache.path().join("snapshots/m.safetensors");
+    std::os::unix::fs::symlink("../blobs/0123", &link).unwrap();
+    assert!(expect(2, &["metadata", "set", text(&link), "a=b"]).contains("download cache"));
+    expect(0, &["metadata", "get", text(&link)]);
     expect(2, &["metadata", "set", text(folder.path()), "a=b"]);
     let long = format!("k={}", "x".repeat(100_000));
     assert!(expect(2, &["metadata", "set", text(&copy), &long, "--in-place"]).contains("NO_ROOM"));

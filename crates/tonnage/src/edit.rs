@@ -18,7 +18,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions as FileOptions};
 use std::io::{self, Read as _};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use tonnage_engine::{self as engine, Copy, Options};
@@ -102,6 +102,7 @@ pub struct Edited {
 /// # Errors
 /// Everything that opening the file refuses; new names that repeat or are reserved (`WRITE_DUPLICATE`,
 /// `WRITE_RESERVED_NAME`); `NO_ROOM` where [`Edit::in_place`] was asked for and the header does not fit;
+/// `CHANGED` where another process replaced the file meanwhile;
 /// what the system said. Whatever is returned, the file is whole: the old one or the new one.
 pub fn edit(path: &Path, edit: &Edit<'_>) -> Result<Edited> {
     let source = FileSource::open(path)?;
@@ -132,16 +133,16 @@ pub fn edit(path: &Path, edit: &Edit<'_>) -> Result<Edited> {
         return done(Way::Unchanged, 0);
     };
     if first / SECTOR == last / SECTOR {
-        let written = overwrite(path, first, &new[first..=last], edit.durability)?;
+        let written = overwrite(path, &source, first, &new[first..=last], edit.durability)?;
         return done(Way::Sector, written);
     }
     if edit.in_place {
         let kept = keep_beside(path, old, edit.durability)?;
-        return match overwrite(path, 0, &new, edit.durability) {
+        return match overwrite(path, &source, 0, &new, edit.durability) {
             Ok(written) => done(Way::InPlace, written),
             Err(error) => {
                 // What cannot be put back stays beside the file, under the name that the error gives.
-                if overwrite(path, 0, old, edit.durability).is_err() {
+                if overwrite(path, &source, 0, old, edit.durability).is_err() {
                     let at = kept.keep();
                     let text = format!("{error}; the old header is kept in {}", at.display());
                     return Err(Error::usage("TORN_HEADER", text).in_file(source.label()));
@@ -249,9 +250,27 @@ fn difference(old: &[u8], new: &[u8]) -> Option<(usize, usize)> {
     Some((first, last))
 }
 
-fn overwrite(path: &Path, offset: usize, bytes: &[u8], durability: Durability) -> Result<u64> {
+/// Overwrites bytes of the file that `source` has open, and of no other: if `path` has come to mean
+/// another file, the header that was edited is not that file's.
+fn overwrite(
+    path: &Path,
+    source: &FileSource,
+    offset: usize,
+    bytes: &[u8],
+    durability: Durability,
+) -> Result<u64> {
     let failed = |e: io::Error| Error::from(storage::Error::at("write", path, e));
     let file = FileOptions::new().write(true).open(path).map_err(failed)?;
+    let id = |file: &File| {
+        file.metadata()
+            .map(|meta| (meta.dev(), meta.ino(), meta.len()))
+    };
+    let now = id(&file).map_err(failed)?;
+    let then = source.file().map(id).transpose().map_err(failed)?;
+    if then != Some(now) || source.len() != now.2 {
+        let text = "the file was replaced while it was edited; nothing was changed";
+        return Err(Error::usage("CHANGED", text).in_file(source.label()));
+    }
     file.write_all_at(bytes, offset as u64).map_err(failed)?;
     if durability.syncs_files() {
         file.sync_all().map_err(failed)?;
@@ -601,6 +620,12 @@ mod tests {
             assert_eq!(std::fs::read(&path).unwrap(), old);
         }
         whole(&path, 100);
+        let source = FileSource::open(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, &old).unwrap();
+        let error = overwrite(&path, &source, 8, b"x", Durability::None).unwrap_err();
+        assert_eq!(error.code(), "CHANGED");
+        assert_eq!(std::fs::read(&path).unwrap(), old);
         let absent = folder.path().join("absent.safetensors");
         assert_eq!(
             edit(&absent, &Edit::default()).unwrap_err().kind(),

@@ -109,14 +109,7 @@ pub fn apply(
     editing: &Editing,
     common: &Common,
 ) -> Result<Edited, Failure> {
-    let meta = std::fs::metadata(file);
-    if meta.is_ok_and(|meta| meta.is_dir()) {
-        let text = format!(
-            "{} is a folder; name the file whose header is to change",
-            file.display()
-        );
-        return Err(Failure::Usage(text));
-    }
+    must_be_editable(file)?;
     let reserve = match &editing.reserve {
         Some(size) => super::size(size)?,
         None => 0,
@@ -139,6 +132,31 @@ pub fn apply(
             ..change
         },
     )?)
+}
+
+/// A folder has no header; a file of a download cache is named after its content and may not change.
+fn must_be_editable(file: &Path) -> Result<(), Failure> {
+    let shown = file.display();
+    let Ok(real) = file.canonicalize() else {
+        // The edit itself says what is wrong.
+        return Ok(());
+    };
+    if real.is_dir() {
+        return Err(Failure::Usage(format!(
+            "{shown} is a folder; name the file whose header is to change"
+        )));
+    }
+    let blobs = real.parent().filter(|folder| folder.ends_with("blobs"));
+    let cached = blobs
+        .and_then(Path::parent)
+        .is_some_and(|cache| cache.join("snapshots").is_dir());
+    if cached && file.is_symlink() {
+        let text = format!(
+            "{shown} is a link into a download cache, whose files must not change; edit a copy"
+        );
+        return Err(Failure::Usage(text));
+    }
+    Ok(())
 }
 
 /// Says what was done, and which way.
