@@ -20,10 +20,13 @@ impl Handle {
     }
 
     fn get(&self) -> PyResult<Arc<Opened>> {
-        let inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        inner
-            .clone()
-            .ok_or_else(|| error::usage("CLOSED", "File is closed"))
+        // Nothing of Python's happens under the lock: it could hand the GIL to a thread that waits here.
+        let opened = self
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        opened.ok_or_else(|| error::usage("CLOSED", "File is closed"))
     }
 
     fn close(&self) {
