@@ -110,6 +110,15 @@ fn verify_names_code_and_clause_and_never_stops_at_the_first_file() {
     assert!(said.contains("warning[UNKNOWN_DTYPE]"), "{said}");
     expect(1, &["verify", text(&odd), "--warnings-fail"]);
     expect(6, &["verify", "/absent/x.safetensors"]);
+    let said = expect(1, &["verify", "/absent/x.safetensors", text(&hole)]);
+    assert!(
+        said.contains("error[IO]: cannot open /absent") && said.contains("error[HOLE]"),
+        "{said}"
+    );
+    assert_eq!(
+        run(&["verify", "/absent/x.safetensors", text(&good)]).code,
+        6
+    );
 }
 
 #[test]

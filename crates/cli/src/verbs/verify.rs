@@ -15,7 +15,12 @@ pub fn run(args: &Verify, common: &Common, out: &mut Out) -> Result<u8, Failure>
     let options = super::options(common);
     let (mut bad, mut only_io, mut reports) = (false, true, Vec::new());
     for path in &args.paths {
-        let verification = tonnage::verify(path, &options)?;
+        let verification = match tonnage::verify(path, &options) {
+            Ok(verification) => verification,
+            // One path of many must not hide what is found about the others.
+            Err(error) if args.paths.len() > 1 => unreachable_path(&error),
+            Err(error) => return Err(error.into()),
+        };
         let fails = |finding: &Finding| match finding.severity {
             Severity::Error => true,
             Severity::Warning => args.warnings_fail,
@@ -47,6 +52,22 @@ pub fn run(args: &Verify, common: &Common, out: &mut Out) -> Result<u8, Failure>
         (true, true) => IO,
         (true, false) => FOUND,
     })
+}
+
+/// The failure to look at a path, as a finding.
+fn unreachable_path(error: &tonnage::Error) -> Verification {
+    let finding = Finding {
+        severity: Severity::Error,
+        code: error.code(),
+        clause: error.clause(),
+        file: error.file().map(str::to_owned),
+        tensor: error.tensor().map(str::to_owned),
+        text: error.to_string(),
+    };
+    Verification {
+        findings: vec![finding],
+        ..Verification::default()
+    }
 }
 
 fn severity(severity: Severity) -> &'static str {
