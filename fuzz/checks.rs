@@ -64,8 +64,14 @@ fn judge<'a>(
 }
 
 fn refused(error: &Error) {
-    assert!(error.class() == Class::Malformed || error.class() == Class::Unsupported, "{error}");
-    assert!(error.to_string().len() < 4096, "a message of unbounded length");
+    assert!(
+        error.class() == Class::Malformed || error.class() == Class::Unsupported,
+        "{error}"
+    );
+    assert!(
+        error.to_string().len() < 4096,
+        "a message of unbounded length"
+    );
     assert!(!error.clause().is_empty());
     error.reference_text();
 }
@@ -96,7 +102,11 @@ fn accepted(header: &Header<&[u8]>) {
     if let Some(metadata) = header.metadata() {
         let keys: std::collections::BTreeSet<&str> = metadata.iter().map(|(key, _)| key).collect();
         assert_eq!(keys.len(), metadata.len());
-        assert!(metadata.iter().all(|(key, value)| metadata.get(key) == Some(value)));
+        assert!(
+            metadata
+                .iter()
+                .all(|(key, value)| metadata.get(key) == Some(value))
+        );
     }
     assert!(header.padding() < header.data_start() - 8);
     header.lints().iter().for_each(|lint| {
@@ -110,10 +120,14 @@ fn bytes_of(dtype: Dtype, shape: &[u64]) -> Option<u64> {
     if shape.contains(&0) {
         return Some(0);
     }
-    let bits = shape.iter().try_fold(dtype.bitsize() as u128, |bits, &extent| {
-        bits.checked_mul(extent as u128)
-    })?;
-    (bits % 8 == 0).then_some(bits / 8).and_then(|bytes| u64::try_from(bytes).ok())
+    let bits = shape
+        .iter()
+        .try_fold(dtype.bitsize() as u128, |bits, &extent| {
+            bits.checked_mul(extent as u128)
+        })?;
+    (bits % 8 == 0)
+        .then_some(bits / 8)
+        .and_then(|bytes| u64::try_from(bytes).ok())
 }
 
 /// What was accepted can be written, is read back as it was, and then written to the same bytes.
@@ -121,25 +135,48 @@ fn written_again(header: &Header<&[u8]>) {
     let by_offset: Vec<TensorInfo<'_>> = header.iter_by_offset().collect();
     let specs: Option<Vec<TensorSpec<'_>>> = by_offset
         .iter()
-        .map(|&TensorInfo { name, dtype, shape, .. }| {
-            dtype.known().ok().map(|dtype| TensorSpec { name, dtype, shape })
-        })
+        .map(
+            |&TensorInfo {
+                 name, dtype, shape, ..
+             }| {
+                dtype
+                    .known()
+                    .ok()
+                    .map(|dtype| TensorSpec { name, dtype, shape })
+            },
+        )
         .collect();
     let Some(specs) = specs else {
         return;
     };
     let metadata: Option<Vec<(&str, &str)>> = header.metadata().map(|m| m.iter().collect());
-    let options = WriteOptions { order: Order::Given, ..WriteOptions::default() };
+    let options = WriteOptions {
+        order: Order::Given,
+        ..WriteOptions::default()
+    };
     let first = layout(&specs, metadata.as_deref(), &options).expect("what was read");
-    let again = Header::parse(&first.header[..], Some(first.file_len), &ReadOptions::strict())
-        .expect("what was written");
+    let again = Header::parse(
+        &first.header[..],
+        Some(first.file_len),
+        &ReadOptions::strict(),
+    )
+    .expect("what was written");
     assert!(again.iter().eq(by_offset.iter().copied()));
-    assert_eq!(first.ranges, by_offset.iter().map(|t| (t.begin, t.end)).collect::<Vec<_>>());
+    assert_eq!(
+        first.ranges,
+        by_offset
+            .iter()
+            .map(|t| (t.begin, t.end))
+            .collect::<Vec<_>>()
+    );
     let mut sorted = metadata;
     sorted.iter_mut().for_each(|pairs| pairs.sort_unstable());
     let pairs = again.metadata().map(|m| m.iter().collect::<Vec<_>>());
     assert_eq!(pairs, sorted);
-    assert_eq!(layout(&specs, pairs.as_deref(), &options).as_ref(), Ok(&first));
+    assert_eq!(
+        layout(&specs, pairs.as_deref(), &options).as_ref(),
+        Ok(&first)
+    );
 }
 
 /// An index reader.
@@ -169,7 +206,11 @@ pub fn index(data: &[u8]) {
     }
     let text = builder.finish().expect("what was read");
     let again = Index::parse(text.as_bytes(), &ReadOptions::strict()).expect("what was written");
-    assert!(again.iter().eq(names.iter().map(|(name, file)| (*name, *file))));
+    assert!(
+        again
+            .iter()
+            .eq(names.iter().map(|(name, file)| (*name, *file)))
+    );
     assert_eq!(again.total_size, Some(names.len() as u64));
     if let Some(metadata) = index.metadata_json() {
         assert!(std::str::from_utf8(data).is_ok_and(|text| text.contains(metadata)));
@@ -205,14 +246,27 @@ fn try_roundtrip(u: &mut Unstructured<'_>) -> arbitrary::Result<()> {
             return Ok(());
         }
     };
-    let align = if options.align == Align::Page { 4096 } else { 8 };
+    let align = if options.align == Align::Page {
+        4096
+    } else {
+        8
+    };
     assert_eq!(plan.data_start() % align, 0);
     let wide = plan.ranges.iter().any(|&(_, end)| end > i64::MAX as u64)
-        || rows.iter().any(|(_, _, shape)| shape.iter().any(|&extent| extent > i64::MAX as u64));
-    let parsed = Header::parse(&plan.header[..], Some(plan.file_len), &ReadOptions::strict());
+        || rows
+            .iter()
+            .any(|(_, _, shape)| shape.iter().any(|&extent| extent > i64::MAX as u64));
+    let parsed = Header::parse(
+        &plan.header[..],
+        Some(plan.file_len),
+        &ReadOptions::strict(),
+    );
     if wide {
         // Sizes past 2^63-1 can be laid out for the reference's profile only (spec 3.10).
-        assert_eq!(parsed.err().map(|error| error.reason()), Some(Reason::IntegerRange));
+        assert_eq!(
+            parsed.err().map(|error| error.reason()),
+            Some(Reason::IntegerRange)
+        );
         return Ok(());
     }
     let header = parsed.expect("what was written");
@@ -229,7 +283,10 @@ fn try_roundtrip(u: &mut Unstructured<'_>) -> arbitrary::Result<()> {
     assert!(header.lints().iter().all(|lint| lint.code() != "UNALIGNED"));
     let mut sorted = metadata;
     sorted.iter_mut().for_each(|pairs| pairs.sort_unstable());
-    assert_eq!(header.metadata().map(|m| m.iter().collect::<Vec<_>>()), sorted);
+    assert_eq!(
+        header.metadata().map(|m| m.iter().collect::<Vec<_>>()),
+        sorted
+    );
     Ok(())
 }
 
