@@ -35,8 +35,9 @@ def start(progress: ProgressLike, total: int, label: str) -> Progress | None:
     """
     if progress is None or progress is False:
         return None
-    if progress is True or progress == "always":
-        return _bar(total, label) if progress == "always" or _is_watched() else None
+    always = isinstance(progress, str) and progress == "always"
+    if always or progress is True:
+        return _bar(total, label) if always or _is_watched() else None
     if hasattr(progress, "update"):
         bar: Any = progress
         own = isinstance(progress, type)

@@ -225,7 +225,8 @@ impl Handle {
             threads,
             progress: progress.as_ref(),
             cancel: cancel.map(|flag| flag.0.clone()),
-            slow: self.runs_python,
+            python: self.runs_python,
+            slow: false,
         };
         read(py, &self.checkpoint, jobs, request)
     }
@@ -234,14 +235,14 @@ impl Handle {
     fn raw<'py>(&self, py: Python<'py>, index: usize) -> PyResult<Bound<'py, PyBytes>> {
         let tensor = self.at(index)?;
         let len = usize::try_from(tensor.byte_len())?;
-        let slow = self.runs_python;
         PyBytes::new_with(py, len, |bytes| {
             let request = Request {
                 total: len as u64,
                 threads: None,
                 progress: None,
                 cancel: None,
-                slow,
+                python: self.runs_python,
+                slow: false,
             };
             run(py, request, |options| {
                 self.checkpoint.read_many(vec![(index, bytes)], options)

@@ -15,6 +15,9 @@ use super::failure;
 
 /// How long a nap is: Ctrl-C is answered, and a bar moves, this often.
 const NAP: Duration = Duration::from_millis(50);
+/// Bytes of a block where reading runs Python code: work can be cancelled between blocks only, and such
+/// code may be as slow as the network behind it.
+const SLOW_BLOCK: usize = 128 << 10;
 /// Work of fewer bytes is over before a nap would be: it runs on the calling thread.
 const SMALL: u64 = 4 << 20;
 
@@ -46,7 +49,9 @@ pub struct Request<'a> {
     pub progress: Option<&'a Bound<'a, PyAny>>,
     /// Ends the work from outside.
     pub cancel: Option<Cancel>,
-    /// Whether the work may wait for something slower than a disk, so that it never counts as small.
+    /// Whether the work runs Python code to read, which may be slow.
+    pub python: bool,
+    /// Whether the work never counts as small: it waits for a disk to have written.
     pub slow: bool,
 }
 
@@ -63,6 +68,7 @@ pub fn run<T: Send>(
     };
     let options = Options {
         threads: request.threads,
+        block: request.python.then_some(SLOW_BLOCK),
         progress: request
             .progress
             .is_some()
@@ -77,7 +83,7 @@ pub fn run<T: Send>(
             None => Ok(()),
         }
     };
-    let small = total < SMALL && !request.slow;
+    let small = total < SMALL && !request.slow && !request.python;
     let result = if small {
         py.detach(|| work(&options)).map_err(|e| failure::raise(&e))
     } else {

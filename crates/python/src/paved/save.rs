@@ -89,6 +89,7 @@ pub fn save(
         threads,
         progress: progress.as_ref(),
         cancel: None,
+        python: false,
         slow: true,
     };
     let saved = run(py, request, |options| {
