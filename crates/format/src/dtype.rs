@@ -166,12 +166,17 @@ impl Dtype {
 
     /// The dtype of a header name; names are case-sensitive (spec 5.1).
     pub fn from_name(name: &str) -> Option<Dtype> {
-        // A match on the string compiles to length and word compares; this is on the scanner's path.
+        Dtype::from_bytes(name.as_bytes())
+    }
+
+    #[inline]
+    pub(crate) fn from_bytes(name: &[u8]) -> Option<Dtype> {
+        // A match on bytes compiles to length and word compares; this is on the scanner's path.
         Some(match name {
-            "F32" => Dtype::F32,
-            "BF16" => Dtype::BF16,
-            "F16" => Dtype::F16,
-            other => TABLE.iter().find(|row| row.name == other)?.dtype,
+            b"F32" => Dtype::F32,
+            b"BF16" => Dtype::BF16,
+            b"F16" => Dtype::F16,
+            other => TABLE.iter().find(|row| row.name.as_bytes() == other)?.dtype,
         })
     }
 

@@ -40,6 +40,24 @@ fn string_stops(word: u64) -> u64 {
     (quote | escape | control) & HIGHS
 }
 
+/// How many bytes at the start of `text` stand for themselves in a JSON string: up to a quote, a
+/// backslash or a control character.
+#[inline]
+pub(crate) fn plain_prefix(text: &[u8]) -> usize {
+    let mut rest = text;
+    while let Some((word, after)) = rest.split_first_chunk() {
+        let stops = string_stops(u64::from_le_bytes(*word));
+        if stops != 0 {
+            return text.len() - rest.len() + (stops.trailing_zeros() / 8) as usize;
+        }
+        rest = after;
+    }
+    let stop = rest
+        .iter()
+        .position(|&byte| byte < 0x20 || byte == b'"' || byte == b'\\');
+    text.len() - rest.len() + stop.unwrap_or(rest.len())
+}
+
 impl<'a> Cursor<'a> {
     pub fn new(text: &'a [u8]) -> Self {
         Cursor {
@@ -171,24 +189,7 @@ impl<'a> Cursor<'a> {
     /// Moves to the next byte that is not a plain part of a string.
     #[inline]
     fn skip_plain(&mut self) {
-        while let Some((word, _)) = self
-            .text
-            .get(self.pos..)
-            .and_then(|rest| rest.split_first_chunk())
-        {
-            let stops = string_stops(u64::from_le_bytes(*word));
-            if stops != 0 {
-                self.pos += (stops.trailing_zeros() / 8) as usize;
-                return;
-            }
-            self.pos += 8;
-        }
-        while self
-            .peek()
-            .is_some_and(|byte| byte >= 0x20 && byte != b'"' && byte != b'\\')
-        {
-            self.pos += 1;
-        }
+        self.pos += plain_prefix(self.text.get(self.pos..).unwrap_or(&[]));
     }
 
     /// Reads one escape, and for a surrogate both halves; gives the character.

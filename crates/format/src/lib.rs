@@ -43,6 +43,7 @@ mod json;
 mod limits;
 mod lint;
 mod names;
+mod order;
 mod scan;
 pub mod slice;
 mod tiling;

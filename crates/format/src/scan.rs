@@ -22,6 +22,12 @@ pub(crate) struct Span {
 
 const POOLED: u32 = 1 << 31;
 const UNKNOWN: u8 = u8::MAX;
+/// Characters of the longest dtype name, `F8_E4M3FNUZ`, and its quote.
+const LONGEST_DTYPE: usize = 12;
+/// Entries whose length tells how many more there may be.
+const SAMPLE: usize = 16;
+/// Bytes of `"":{"dtype":"U8","shape":[],"data_offsets":[0,0]}`, and a comma.
+const SHORTEST_ENTRY: usize = 50;
 
 /// A tensor's row. A header has at most 10^8 bytes, so 32 bits reach every place in it.
 #[derive(Clone, Debug)]
@@ -72,14 +78,7 @@ impl Table {
 
     /// The bytes of a span's string: what comparing needs.
     pub fn bytes<'a>(&'a self, json: &'a [u8], span: Span) -> &'a [u8] {
-        let start = span.start as usize;
-        let range = start..start + (span.len & !POOLED) as usize;
-        let from = if span.len & POOLED != 0 {
-            self.pool.as_bytes()
-        } else {
-            json
-        };
-        from.get(range).unwrap_or(&[])
+        text_of(&self.pool, json, span)
     }
 
     pub fn shape(&self, entry: &Entry) -> &[u64] {
@@ -135,6 +134,35 @@ impl Table {
         let _: Result<(), core::convert::Infallible> = kept.finish(by_name, |_, _| Ok(()));
         self.names = kept;
     }
+}
+
+/// The bytes of a span's string, in the pool of decoded strings or in the header.
+#[inline]
+fn text_of<'a>(pool: &'a str, json: &'a [u8], span: Span) -> &'a [u8] {
+    let start = span.start as usize;
+    let range = start..start + (span.len & !POOLED) as usize;
+    let from = if span.len & POOLED != 0 {
+        pool.as_bytes()
+    } else {
+        json
+    };
+    from.get(range).unwrap_or(&[])
+}
+
+/// A plain integer of at most 18 digits, and what follows it. No such integer is out of range.
+#[inline]
+fn plain_integer(text: &[u8]) -> Option<(u64, &[u8])> {
+    let mut value: u64 = 0;
+    let mut digits = 0;
+    while let Some(&digit @ b'0'..=b'9') = text.get(digits) {
+        value = value.wrapping_mul(10).wrapping_add((digit - b'0') as u64);
+        digits += 1;
+    }
+    let leading_zero = digits > 1 && text.first() == Some(&b'0');
+    if digits == 0 || digits > 18 || leading_zero {
+        return None;
+    }
+    Some((value, text.get(digits..)?))
 }
 
 /// Scans a header's JSON.
@@ -298,6 +326,89 @@ impl<'a> Scanner<'a> {
     }
 
     fn entry(&mut self, name: Span) -> Result<(), Error> {
+        let start = self.cursor.pos;
+        let dims = self.table.dims.len();
+        let entry = match self.canonical(name) {
+            Some(entry) => entry,
+            None => {
+                self.cursor.pos = start;
+                self.table.dims.truncate(dims);
+                self.any_entry(name)?
+            }
+        };
+        let position = self.table.entries.len() as u32;
+        let text = text_of(&self.table.pool, self.cursor.text, name);
+        self.table.names.push(text, position);
+        self.table.entries.push(entry);
+        if self.table.entries.len() == SAMPLE {
+            self.reserve();
+        }
+        Ok(())
+    }
+
+    /// Makes room for as many entries as the header can hold if all are like the first ones. Growing
+    /// step by step would copy the tables of a large header several times.
+    fn reserve(&mut self) {
+        let taken = (self.cursor.pos - self.table.object.0) / SAMPLE;
+        let rest = self.cursor.text.len() - self.cursor.pos;
+        let more = rest / taken.max(SHORTEST_ENTRY);
+        self.table.entries.reserve_exact(more);
+        self.table.names.reserve(more);
+        let rank = self.table.dims.len().div_ceil(SAMPLE);
+        self.table.dims.reserve(more * rank.min(2));
+    }
+
+    /// An entry spelt as canonical writers spell it, without a space: all but the rarest. Says `None`
+    /// for anything else, errors included, and leaves it to [`Scanner::any_entry`] to judge.
+    #[inline]
+    fn canonical(&mut self, name: Span) -> Option<Entry> {
+        // More extents than this take the other path, which counts them against the budgets.
+        const RANK: usize = 16;
+        let rest = self.cursor.text.get(self.cursor.pos..)?;
+        let rest = rest.strip_prefix(b"{\"dtype\":\"")?;
+        let quote = rest
+            .iter()
+            .take(LONGEST_DTYPE)
+            .position(|&byte| byte == b'"')?;
+        let dtype = Dtype::from_bytes(rest.get(..quote)?)?;
+        let mut rest = rest.get(quote..)?.strip_prefix(b"\",\"shape\":[")?;
+        let start = self.table.dims.len();
+        if let Some(after) = rest.strip_prefix(b"]") {
+            rest = after;
+        } else {
+            loop {
+                let (extent, after) = plain_integer(rest)?;
+                self.table.dims.push(extent);
+                let (&delimiter, after) = after.split_first()?;
+                rest = after;
+                match delimiter {
+                    b']' => break,
+                    b',' if self.table.dims.len() - start < RANK => {}
+                    _ => return None,
+                }
+            }
+        }
+        let rank = self.table.dims.len() - start;
+        let limits = &self.options.limits;
+        if self.table.dims.len() as u64 > limits.dims || rank as u64 > limits.rank {
+            return None;
+        }
+        let (begin, rest) = plain_integer(rest.strip_prefix(b",\"data_offsets\":[")?)?;
+        let (end, rest) = plain_integer(rest.strip_prefix(b",")?)?;
+        let rest = rest.strip_prefix(b"]}")?;
+        self.cursor.pos = self.cursor.text.len() - rest.len();
+        Some(Entry {
+            name,
+            dims: start as u32,
+            rank: rank as u16,
+            dtype: dtype as u8,
+            begin,
+            end,
+        })
+    }
+
+    /// An entry in any spelling.
+    fn any_entry(&mut self, name: Span) -> Result<Entry, Error> {
         let mut fields = Fields::default();
         if self.cursor.take(b'{') {
             self.entry_object(&mut fields)?;
@@ -312,18 +423,14 @@ impl<'a> Scanner<'a> {
         let (begin, end) = fields.offsets.ok_or_else(|| missing("data_offsets"))?;
         let position = self.table.entries.len() as u32;
         let dtype = self.dtype(dtype, position)?;
-        let mut names = core::mem::take(&mut self.table.names);
-        names.push(self.table.bytes(self.cursor.text, name), position);
-        self.table.names = names;
-        self.table.entries.push(Entry {
+        Ok(Entry {
             name,
             dims,
             rank,
             dtype,
             begin,
             end,
-        });
-        Ok(())
+        })
     }
 
     fn entry_object(&mut self, fields: &mut Fields) -> Result<(), Error> {

@@ -9,7 +9,8 @@ use core::fmt::Write;
 use crate::dtype::Dtype;
 use crate::error::{Error, Reason};
 use crate::forever::{HEADER_ALIGN, MAX_HEADER_LEN, METADATA_KEY, PAD, PAGE_ALIGN, PREFIX_LEN};
-use crate::names::NameIndex;
+use crate::json::plain_prefix;
+use crate::order;
 
 /// A tensor to be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,8 +94,12 @@ pub fn layout(
     metadata: Option<&[(&str, &str)]>,
     options: &WriteOptions,
 ) -> Result<Layout, Error> {
-    check_names(tensors)?;
-    let order = order(tensors, options.order);
+    let by_name = check_names(tensors)?;
+    let order = match options.order {
+        Order::Canonical => canonical(tensors, &by_name),
+        Order::Given => (0..tensors.len()).collect(),
+    };
+    drop(by_name);
     let mut ranges = alloc::vec![(0, 0); tensors.len()];
     let mut end = 0_u64;
     // One tensor's JSON without its name takes about 60 bytes.
@@ -149,49 +154,50 @@ fn write_size(tensor: &TensorSpec<'_>) -> Error {
         .needed("a file below 2^64 bytes")
 }
 
-fn check_names(tensors: &[TensorSpec<'_>]) -> Result<(), Error> {
+/// Checks that each name is allowed and stands once; gives the tensors in the order of their names.
+fn check_names(tensors: &[TensorSpec<'_>]) -> Result<Vec<u32>, Error> {
     if u32::try_from(tensors.len()).is_err() {
-        return Err(Error::over(
-            Reason::WriteTooLarge,
-            tensors.len() as u64,
-            u32::MAX as u64,
-        ));
+        let (found, most) = (tensors.len() as u64, u32::MAX as u64);
+        return Err(Error::over(Reason::WriteTooLarge, found, most));
     }
-    let name_of = |i: u32| {
-        tensors
-            .get(i as usize)
-            .map_or(&[][..], |tensor| tensor.name.as_bytes())
-    };
-    let mut index = NameIndex::default();
-    for (i, tensor) in tensors.iter().enumerate() {
-        if tensor.name == METADATA_KEY {
-            return Err(Error::new(Reason::WriteReservedName)
-                .tensor(METADATA_KEY)
-                .needed("another name"));
-        }
-        index.push(tensor.name.as_bytes(), i as u32);
+    if tensors.iter().any(|tensor| tensor.name == METADATA_KEY) {
+        return Err(Error::new(Reason::WriteReservedName)
+            .tensor(METADATA_KEY)
+            .needed("another name"));
     }
-    index.finish(name_of, |earlier, _| {
-        let name = tensors
-            .get(earlier as usize)
-            .map_or("", |tensor| tensor.name);
-        Err(Error::new(Reason::WriteDuplicate)
-            .tensor(name)
-            .needed("each name once"))
+    let name_of = |at: u32| tensors.get(at as usize).map_or("", |tensor| tensor.name);
+    let names = tensors.iter().map(|tensor| tensor.name.as_bytes());
+    order::by_name(names, |at| name_of(at).as_bytes()).map_err(|at| {
+        Error::new(Reason::WriteDuplicate)
+            .tensor(name_of(at))
+            .needed("each name once")
     })
 }
 
-fn order(tensors: &[TensorSpec<'_>], order: Order) -> Vec<usize> {
-    let mut positions: Vec<usize> = (0..tensors.len()).collect();
-    if order == Order::Canonical {
-        let key = |&at: &usize| {
-            tensors
-                .get(at)
-                .map(|t| (core::cmp::Reverse(t.dtype), t.name))
-        };
-        positions.sort_by(|a, b| key(a).cmp(&key(b)));
+/// The canonical order (spec 9.6): dtypes descending, and within each the order of the names.
+fn canonical(tensors: &[TensorSpec<'_>], by_name: &[u32]) -> Vec<usize> {
+    let dtypes: Vec<Dtype> = tensors.iter().map(|tensor| tensor.dtype).collect();
+    let mut starts = [0; Dtype::ALL.len()];
+    for &dtype in &dtypes {
+        if let Some(count) = starts.get_mut(dtype as usize) {
+            *count += 1;
+        }
     }
-    positions
+    let mut start = 0;
+    for count in starts.iter_mut().rev() {
+        start += core::mem::replace(count, start);
+    }
+    let mut order = alloc::vec![0; tensors.len()];
+    for &at in by_name {
+        let dtype = dtypes.get(at as usize).copied().unwrap_or(Dtype::BOOL);
+        if let Some(next) = starts.get_mut(dtype as usize) {
+            if let Some(place) = order.get_mut(*next) {
+                *place = at as usize;
+            }
+            *next += 1;
+        }
+    }
+    order
 }
 
 fn write_metadata(out: &mut Vec<u8>, metadata: &[(&str, &str)]) -> Result<(), Error> {
@@ -241,19 +247,20 @@ fn write_tensor(out: &mut Vec<u8>, tensor: &TensorSpec<'_>, begin: u64, end: u64
 }
 
 fn write_integer(out: &mut Vec<u8>, mut value: u64) {
+    if value < 10 {
+        return out.push(b'0' + value as u8);
+    }
     let mut digits = [0; 20];
-    let mut at = digits.len();
-    loop {
-        at -= 1;
-        if let Some(digit) = digits.get_mut(at) {
-            *digit = b'0' + (value % 10) as u8;
-        }
+    let mut used = 0;
+    for digit in digits.iter_mut().rev() {
+        *digit = b'0' + (value % 10) as u8;
         value /= 10;
+        used += 1;
         if value == 0 {
             break;
         }
     }
-    out.extend_from_slice(digits.get(at..).unwrap_or(&[]));
+    out.extend_from_slice(digits.get(digits.len() - used..).unwrap_or(&[]));
 }
 
 /// Writes a JSON string with the escapes of spec 9.7: the two that JSON demands, the short forms,
@@ -261,11 +268,8 @@ fn write_integer(out: &mut Vec<u8>, mut value: u64) {
 pub(crate) fn write_string(out: &mut Vec<u8>, text: &str) {
     out.push(b'"');
     let mut rest = text.as_bytes();
-    while let Some(at) = rest
-        .iter()
-        .position(|&byte| byte < 0x20 || byte == b'"' || byte == b'\\')
-    {
-        let (plain, tail) = rest.split_at(at);
+    loop {
+        let (plain, tail) = rest.split_at(plain_prefix(rest));
         out.extend_from_slice(plain);
         let Some((&byte, tail)) = tail.split_first() else {
             break;
@@ -285,7 +289,6 @@ pub(crate) fn write_string(out: &mut Vec<u8>, text: &str) {
         }
         rest = tail;
     }
-    out.extend_from_slice(rest);
     out.push(b'"');
 }
 

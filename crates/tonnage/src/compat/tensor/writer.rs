@@ -10,11 +10,19 @@ use super::{SafeTensorError, View};
 use crate::format::{Layout, Order, TensorSpec, WriteOptions, layout};
 use crate::storage::{AtomicFile, AtomicOptions, Sink};
 
-/// Tensors in the order of the file, and the bytes before them.
+/// Tensors, the order in which the file has them, and the bytes before them.
 struct Prepared<V> {
     header: Vec<u8>,
     file_len: u64,
+    order: Vec<usize>,
     views: Vec<V>,
+}
+
+impl<V> Prepared<V> {
+    /// The tensors in the order of the file.
+    fn views(&self) -> impl Iterator<Item = &V> {
+        self.order.iter().filter_map(|&at| self.views.get(at))
+    }
 }
 
 /// The bytes of a file that holds these tensors: ordered by dtype, widest first, then by name.
@@ -29,13 +37,13 @@ pub fn serialize<S: AsRef<str> + Ord + Display, V: View, I: IntoIterator<Item = 
     data: I,
     data_info: Option<HashMap<String, String>>,
 ) -> Result<Vec<u8>, SafeTensorError> {
-    let prepared = prepare(data, data_info)?;
+    let mut prepared = prepare(data, data_info)?;
     let no_room = |_| io::Error::from(io::ErrorKind::OutOfMemory);
     let len = usize::try_from(prepared.file_len).map_err(no_room)?;
-    let mut file = prepared.header;
+    let mut file = std::mem::take(&mut prepared.header);
     file.try_reserve_exact(len - file.len())
         .map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
-    for view in &prepared.views {
+    for view in prepared.views() {
         file.extend_from_slice(&promised(view, view.data())?);
     }
     Ok(file)
@@ -56,15 +64,15 @@ where
     V: View,
     I: IntoIterator<Item = (S, V)>,
 {
-    let prepared = prepare(data, data_info)?;
+    let mut prepared = prepare(data, data_info)?;
     let file = AtomicFile::create(filename, &AtomicOptions::default())?;
     file.reserve(prepared.file_len)?;
     let mut out = Appender {
         sink: &file,
-        pending: prepared.header,
+        pending: std::mem::take(&mut prepared.header),
         at: 0,
     };
-    for view in &prepared.views {
+    for view in prepared.views() {
         out.append(&promised(view, view.data())?)?;
     }
     out.flush()?;
@@ -131,8 +139,18 @@ where
     I: IntoIterator<Item = (S, V)>,
 {
     let mut data: Vec<(S, V)> = data.into_iter().collect();
-    sort(&mut data);
-    let layout = lay_out(&data, data_info)?;
+    let mut layout = lay_out(&data, data_info.as_ref(), Order::Canonical)?;
+    // The canonical order is that of the names as text; a key may have an order of its own.
+    let in_order = layout
+        .order
+        .is_sorted_by(|&a, &b| match (data.get(a), data.get(b)) {
+            (Some(a), Some(b)) => compare(a, b).is_le(),
+            _ => false,
+        });
+    if !in_order {
+        data.sort_by(compare);
+        layout = lay_out(&data, data_info.as_ref(), Order::Given)?;
+    }
     for ((_, view), range) in data.iter().zip(&layout.ranges) {
         if view.data_len() as u64 != range.1 - range.0 {
             return Err(SafeTensorError::TensorInvalidInfo);
@@ -141,22 +159,21 @@ where
     Ok(Prepared {
         header: layout.header,
         file_len: layout.file_len,
+        order: layout.order,
         views: data.into_iter().map(|(_, view)| view).collect(),
     })
 }
 
 /// The order of the file: dtypes descending, then names by their own order.
-fn sort<S: Ord, V: View>(data: &mut [(S, V)]) {
-    let order = |(left_name, left): &(S, V), (right_name, right): &(S, V)| -> Ordering {
-        let dtypes = right.dtype().cmp(&left.dtype());
-        dtypes.then_with(|| left_name.cmp(right_name))
-    };
-    data.sort_by(order);
+fn compare<S: Ord, V: View>(left: &(S, V), right: &(S, V)) -> Ordering {
+    let dtypes = right.1.dtype().cmp(&left.1.dtype());
+    dtypes.then_with(|| left.0.cmp(&right.0))
 }
 
 fn lay_out<S: Display, V: View>(
     data: &[(S, V)],
-    data_info: Option<HashMap<String, String>>,
+    data_info: Option<&HashMap<String, String>>,
+    order: Order,
 ) -> Result<Layout, SafeTensorError> {
     // Names and extents in one allocation each; a part ends where the next begins.
     let (mut names, mut extents) = (String::new(), Vec::new());
@@ -181,11 +198,10 @@ fn lay_out<S: Display, V: View>(
             spec
         })
         .collect();
-    let pairs: Option<Vec<(&str, &str)>> = data_info
-        .as_ref()
-        .map(|info| info.iter().map(|(k, v)| (&**k, &**v)).collect());
+    let pairs: Option<Vec<(&str, &str)>> =
+        data_info.map(|info| info.iter().map(|(k, v)| (&**k, &**v)).collect());
     let options = WriteOptions {
-        order: Order::Given,
+        order,
         ..WriteOptions::default()
     };
     layout(&specs, pairs.as_deref(), &options)
