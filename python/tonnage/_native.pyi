@@ -1,6 +1,7 @@
 """The native half. Public names are re-exported by `tonnage`; the others belong to the package."""
 
 import os
+import sys
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Self, final
@@ -26,7 +27,9 @@ class SafetensorFileExistsError(SafetensorError, FileExistsError): ...
 @final
 class Buffer:
     def __len__(self) -> int: ...
-    def __buffer__(self, flags: int, /) -> memoryview: ...
+    if sys.version_info >= (3, 12):
+        def __buffer__(self, flags: int, /) -> memoryview: ...
+
     @property
     def mapped(self) -> bool: ...
 

@@ -22,5 +22,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     error::register(module)?;
     module.add_class::<buffer::Buffer>()?;
     dropin::register(module)?;
-    paved::register(module)
+    paved::register(module)?;
+    // What is public is said in Python; a list of every name here would say otherwise.
+    module.delattr("__all__")
 }

@@ -24,11 +24,9 @@ class Adapter(host.Adapter):
             raise not_understood(name, "this version of mlx has no such dtype")
         return np.dtype(row.numpy), None
 
-    def tensor(
-        self, buffer: Any, dtype: Any, shape: tuple[int, ...], offset: int, nbytes: int
-    ) -> Any:
-        words, real = dtype
-        array = mx.array(host.array(buffer, words, shape, offset, nbytes))
+    def tensor(self, *parts: Any) -> Any:
+        buffer, (words, real), *place = parts
+        array = mx.array(host.array(buffer, words, *place))
         return array if real is None else array.view(real)
 
 

@@ -44,13 +44,16 @@ class Adapter:
     packed = False
     indexes = False
     alloc = None
-    tensor = staticmethod(array)
 
     def __init__(self, device: str | int) -> None:
         """The host is the only device."""
 
     def dtype(self, name: str) -> Any:
         return dtype_of(name)
+
+    def tensor(self, *parts: Any) -> Any:
+        """`array` of the same arguments; other frameworks go on from it."""
+        return array(*parts)
 
 
 def plain(value: Any) -> Any:

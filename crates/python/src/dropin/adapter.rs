@@ -75,9 +75,7 @@ impl Adapter {
     /// Memory to read into, where the framework has a better place than ours.
     pub fn alloc<'py>(&self, py: Python<'py>, len: usize) -> PyResult<Option<Bound<'py, PyAny>>> {
         let alloc = self.alloc.as_ref();
-        alloc
-            .map(|alloc| alloc.bind(py).call1((len,)))
-            .transpose()
+        alloc.map(|alloc| alloc.bind(py).call1((len,))).transpose()
     }
 
     /// Whether [`Adapter::alloc`] gives memory.

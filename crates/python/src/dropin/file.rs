@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
+use tonnage::engine::{self, Read};
 use tonnage::format::slice::Runs;
 use tonnage::format::{self, Dtype, Header, ReadOptions, Step, TensorInfo, probe};
 use tonnage::storage::{self, FileSource, MemorySource, PrivateMap, Source};
@@ -15,11 +16,6 @@ use super::gather::gather;
 use super::packing::unpack;
 use crate::buffer::{Buffer, Owned, PinnedBytes, Target};
 use crate::error;
-
-/// Tensors up to this size are read several to a system call.
-const SMALL: u64 = 256 << 10;
-/// How many of them.
-const BATCH: usize = 512;
 
 /// A file open for one framework and device. Shared by `safe_open` and the slices it gave out.
 pub struct Opened {
@@ -280,36 +276,31 @@ impl Opened {
         Ok(all)
     }
 
-    /// Reads every tensor into its memory. Small neighbours share a system call.
+    /// Reads every tensor into its memory.
     fn fill_all(
         &self,
         infos: &[TensorInfo<'_>],
         dtypes: &[Dtype],
         memory: &mut [Owned],
     ) -> PyResult<()> {
-        let start = self.header.data_start();
-        let mut at = 0;
-        while let Some(first) = infos.get(at) {
-            let small = |info: &&TensorInfo<'_>| info.byte_len() <= SMALL;
-            let count = infos[at..]
-                .iter()
-                .take(BATCH)
-                .take_while(small)
-                .count()
-                .max(1);
-            let end = at + count;
-            // The tensors tile the data section, so neighbours in this order are neighbours in the file.
-            let mut parts: Vec<&mut [u8]> = memory[at..end]
-                .iter_mut()
-                .map(Owned::as_mut_slice)
-                .collect();
-            self.source
-                .read_vectored_at(start + first.begin, &mut parts)
-                .map_err(|e| unreadable(first.name, &e))?;
-            for (part, &dtype) in parts.iter_mut().zip(&dtypes[at..end]) {
-                to_native(dtype, part);
+        let (source, start) = (&*self.source, self.header.data_start());
+        let jobs = infos
+            .iter()
+            .zip(memory.iter_mut())
+            .map(|(info, owned)| Read {
+                source,
+                offset: start + info.begin,
+                dst: owned.as_mut_slice(),
+            });
+        engine::read(jobs.collect(), &engine::Options::default()).map_err(|e| match e {
+            engine::Error::Storage { error, offset } => {
+                let failed = infos.iter().find(|info| start + info.end > offset);
+                unreadable(failed.map_or("", |info| info.name), &error)
             }
-            at = end;
+            engine::Error::Cancelled => error::usage("CANCELLED", "cancelled"),
+        })?;
+        for (owned, &dtype) in memory.iter_mut().zip(dtypes) {
+            to_native(dtype, owned.as_mut_slice());
         }
         Ok(())
     }

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyBytes, PyDict, PyList, PyTuple};
+use tonnage::engine::{self, Write};
 use tonnage::format::{
     self, Header, Layout, ReadOptions, TensorSpec as Spec, WriteOptions, layout,
 };
@@ -85,35 +86,29 @@ impl<'a> Plan<'a> {
     }
 
     /// Writes header and tensors in the order of the file. The GIL is held only to fetch.
-    fn write(&self, py: Python<'_>, out: &mut dyn Out) -> PyResult<()> {
-        let mut offset = self.layout.header.len() as u64;
-        py.detach(|| out.write(0, &self.layout.header))?;
-        let mut order = self.layout.order.as_slice();
-        while let Some((&first, rest)) = order.split_first() {
-            if let Some(bytes) = self.specs[first].data() {
-                let more = rest
-                    .iter()
-                    .take_while(|&&at| self.specs[at].data().is_some())
-                    .count();
-                let (run, rest) = order.split_at(1 + more);
-                py.detach(|| -> PyResult<()> {
-                    for &at in run {
-                        let bytes = self.specs[at].data().unwrap_or(bytes);
-                        out.write(offset, bytes.as_slice())?;
-                        offset += bytes.as_slice().len() as u64;
-                    }
-                    Ok(())
-                })?;
-                order = rest;
-            } else {
-                let (bytes, owner) = self.fetch(py, first)?;
-                py.detach(|| out.write(offset, bytes.as_slice()))?;
-                offset += bytes.as_slice().len() as u64;
-                drop(owner);
-                order = rest;
+    fn write(&self, py: Python<'_>, mut out: Out<'_>) -> PyResult<()> {
+        let start = self.layout.data_start();
+        let mut pieces = vec![Write {
+            offset: 0,
+            data: &self.layout.header,
+        }];
+        let data: Vec<Option<Foreign>> = self.specs.iter().map(|spec| spec.data()).collect();
+        for &at in &self.layout.order {
+            let offset = start + self.layout.ranges[at].0;
+            if let Some(bytes) = &data[at] {
+                let data = bytes.as_slice();
+                pieces.push(Write { offset, data });
+                continue;
             }
+            // What lies before goes first: a tensor that was fetched is let go before the next.
+            py.detach(|| out.put(&pieces))?;
+            pieces.clear();
+            let (bytes, owner) = self.fetch(py, at)?;
+            let data = bytes.as_slice();
+            py.detach(|| out.put(&[Write { offset, data }]))?;
+            drop(owner);
         }
-        py.detach(|| out.flush())
+        py.detach(|| out.put(&pieces))
     }
 
     /// The bytes of a tensor that has no address yet, and what keeps them alive.
@@ -131,71 +126,31 @@ impl<'a> Plan<'a> {
     }
 }
 
-/// Where a file's bytes go, in order.
-trait Out: Send {
-    fn write(&mut self, offset: u64, bytes: &[u8]) -> PyResult<()>;
-    fn flush(&mut self) -> PyResult<()>;
+/// Where a file's bytes go.
+enum Out<'a> {
+    File(&'a AtomicFile),
+    Memory(&'a mut [u8]),
 }
 
-/// Small writes are gathered up to this size.
-const CHUNK: usize = 1 << 20;
-
-/// A file, through a buffer for small tensors.
-struct ToFile<'a> {
-    file: &'a AtomicFile,
-    pending: Vec<u8>,
-    at: u64,
-}
-
-impl ToFile<'_> {
-    fn put(&self, offset: u64, bytes: &[u8]) -> PyResult<()> {
-        self.file
-            .write_all_at(offset, bytes)
-            .map_err(|e| unwritable(&e))?;
-        self.file.start_writeback(offset, bytes.len() as u64);
-        Ok(())
-    }
-}
-
-impl Out for ToFile<'_> {
-    fn write(&mut self, offset: u64, bytes: &[u8]) -> PyResult<()> {
-        if self.pending.len() + bytes.len() > CHUNK {
-            self.flush()?;
+impl Out<'_> {
+    fn put(&mut self, pieces: &[Write<'_>]) -> PyResult<()> {
+        match self {
+            Out::File(file) => {
+                let written = engine::write(*file, pieces, &engine::Options::default());
+                written.map(|_| ()).map_err(|e| match e {
+                    engine::Error::Storage { error, .. } => unwritable(&error),
+                    engine::Error::Cancelled => error::usage("CANCELLED", "cancelled"),
+                })
+            }
+            Out::Memory(bytes) => {
+                for piece in pieces {
+                    // The layout's ranges lie within the file that the memory was made for.
+                    let start = piece.offset as usize;
+                    bytes[start..start + piece.data.len()].copy_from_slice(piece.data);
+                }
+                Ok(())
+            }
         }
-        if bytes.len() >= CHUNK / 4 {
-            self.flush()?;
-            return self.put(offset, bytes);
-        }
-        if self.pending.is_empty() {
-            self.at = offset;
-        }
-        self.pending.extend_from_slice(bytes);
-        Ok(())
-    }
-
-    fn flush(&mut self) -> PyResult<()> {
-        let pending = std::mem::take(&mut self.pending);
-        if !pending.is_empty() {
-            self.put(self.at, &pending)?;
-        }
-        self.pending = pending;
-        self.pending.clear();
-        Ok(())
-    }
-}
-
-/// Memory of the file's length.
-struct ToMemory<'a>(&'a mut [u8]);
-
-impl Out for ToMemory<'_> {
-    fn write(&mut self, offset: u64, bytes: &[u8]) -> PyResult<()> {
-        let start = offset as usize;
-        self.0[start..start + bytes.len()].copy_from_slice(bytes);
-        Ok(())
-    }
-
-    fn flush(&mut self) -> PyResult<()> {
-        Ok(())
     }
 }
 
@@ -206,7 +161,7 @@ fn unwritable(error: &storage::Error) -> PyErr {
 fn to_bytes<'py>(py: Python<'py>, plan: &Plan<'_>) -> PyResult<Bound<'py, PyBytes>> {
     let len = usize::try_from(plan.layout.file_len)
         .map_err(|_| pyo3::exceptions::PyMemoryError::new_err("the file does not fit in memory"))?;
-    PyBytes::new_with(py, len, |bytes| plan.write(py, &mut ToMemory(bytes)))
+    PyBytes::new_with(py, len, |bytes| plan.write(py, Out::Memory(bytes)))
 }
 
 fn to_file(py: Python<'_>, plan: &Plan<'_>, filename: &PathBuf, fsync: bool) -> PyResult<()> {
@@ -226,14 +181,7 @@ fn to_file(py: Python<'_>, plan: &Plan<'_>, filename: &PathBuf, fsync: bool) -> 
             Ok(file)
         })
         .map_err(|e: storage::Error| unwritable(&e))?;
-    plan.write(
-        py,
-        &mut ToFile {
-            file: &file,
-            pending: Vec::new(),
-            at: 0,
-        },
-    )?;
+    plan.write(py, Out::File(&file))?;
     py.detach(|| file.commit()).map_err(|e| unwritable(&e))
 }
 
