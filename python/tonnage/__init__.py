@@ -6,7 +6,6 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ._compat import as_safetensors
 from ._native import (
     PySafeSlice,
     SafetensorError,
@@ -22,6 +21,7 @@ from ._native import (
 
 if TYPE_CHECKING:
     from ._checkpoint import Checkpoint, FileInfo, Note, TensorRef, open
+    from ._compat import as_safetensors
     from ._errors import (
         CancelledError,
         DeviceError,
@@ -65,6 +65,7 @@ _LAZY = {
     "Verification": "_verify",
     "VerifiedFile": "_verify",
     "Writer": "_save",
+    "as_safetensors": "_compat",
     "open": "_checkpoint",
     "save": "_save",
     "verify": "_verify",
