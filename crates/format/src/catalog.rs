@@ -130,7 +130,9 @@ impl CatalogBuilder {
             offset,
             len,
         });
-        catalog.by_name.push(row.name.as_bytes(), position);
+        catalog
+            .by_name
+            .push(row.name.as_bytes(), position, usize::MAX);
         Ok(())
     }
 

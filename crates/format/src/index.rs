@@ -11,7 +11,8 @@ use alloc::vec::Vec;
 
 use crate::error::{Error, Reason};
 use crate::forever::EXTENSION;
-use crate::json::{Cursor, KeyStack, SkipRules, Str, skip_value};
+use crate::json::{Cursor, SkipRules, Str, skip_value};
+use crate::keys::KeyStack;
 use crate::limits::{Limits, ReadOptions};
 use crate::names::NameIndex;
 use crate::writer::write_string;
@@ -40,7 +41,8 @@ impl Index {
     pub fn parse(text: &[u8], options: &ReadOptions) -> Result<Index, Error> {
         Limits::check(
             text.len() as u64,
-            options.limits.index_bytes,
+            // Places in the text are 32 bits wide.
+            options.limits.index_bytes.min(u32::MAX as u64),
             Reason::LimitIndex,
         )?;
         if let Err(error) = core::str::from_utf8(text) {
@@ -120,7 +122,7 @@ impl Index {
     fn finish(&mut self) -> Result<(), Error> {
         let mut index = NameIndex::default();
         for (i, name) in self.names.iter().enumerate() {
-            index.push(name.as_bytes(), i as u32);
+            index.push(name.as_bytes(), i as u32, self.names.len() - i);
         }
         let name_of = |i: u32| {
             self.names
@@ -246,16 +248,16 @@ impl Parser<'_> {
 
     fn key(&mut self) -> Result<Str, Error> {
         let key = self.cursor.string()?;
-        self.keys.push(key);
+        self.keys.push(key, &self.cursor)?;
         self.cursor.expect(b':')?;
         Ok(key)
     }
 
     fn no_repeat(&mut self, mark: usize) -> Result<(), Error> {
-        match self.keys.close(mark, &self.cursor)? {
+        match self.keys.close(mark, &self.cursor) {
             None => Ok(()),
-            Some(key) => {
-                self.cursor.pos = key.start;
+            Some(start) => {
+                self.cursor.pos = start;
                 Err(self
                     .cursor
                     .misplaced(Reason::IndexDuplicate, "each key once"))

@@ -9,6 +9,7 @@ use alloc::vec::Vec;
 
 use crate::error::{Error, Reason, excerpt};
 use crate::forever::PREFIX_LEN;
+use crate::keys::KeyStack;
 
 /// A string of the text: where it lies between its quotes, and whether it holds escapes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -282,6 +283,30 @@ impl<'a> Cursor<'a> {
         Ok(())
     }
 
+    /// The characters of a string that starts at `start` and was read before, escapes resolved.
+    pub fn characters(&self, start: usize) -> impl Iterator<Item = char> {
+        let mut inner = Cursor {
+            text: self.text,
+            pos: start,
+            base: self.base,
+        };
+        core::iter::from_fn(move || match inner.peek()? {
+            b'"' => None,
+            b'\\' => inner.escape().ok(),
+            lead => {
+                let width = match lead {
+                    0..0x80 => 1,
+                    0x80..0xE0 => 2,
+                    0xE0..0xF0 => 3,
+                    _ => 4,
+                };
+                let bytes = inner.text.get(inner.pos..inner.pos + width)?;
+                inner.pos += width;
+                core::str::from_utf8(bytes).ok()?.chars().next()
+            }
+        })
+    }
+
     /// Reads an integer: `0` or digits without a leading zero, at most `max` (spec 3.9, 3.10).
     #[inline]
     pub fn integer(&mut self, max: u64) -> Result<u64, Error> {
@@ -357,60 +382,6 @@ pub(crate) struct SkipRules {
     pub finite: bool,
 }
 
-/// A stack of keys of the objects that are open, to find the ones that repeat. One stack serves a
-/// whole header, so skipping allocates once.
-#[derive(Default)]
-pub(crate) struct KeyStack(Vec<Str>);
-
-impl KeyStack {
-    pub fn mark(&self) -> usize {
-        self.0.len()
-    }
-
-    pub fn push(&mut self, key: Str) {
-        self.0.push(key);
-    }
-
-    /// Forgets the keys from `mark` on; one of them that repeats, if any.
-    pub fn close(&mut self, mark: usize, cursor: &Cursor<'_>) -> Result<Option<Str>, Error> {
-        let keys = self.0.get_mut(mark..).unwrap_or(&mut []);
-        let mut repeated = None;
-        if keys.len() > 1 {
-            let mut scratch = (String::new(), String::new());
-            if keys.iter().any(|key| key.escaped) {
-                repeated = repeated_decoded(keys, cursor, &mut scratch)?;
-            } else {
-                keys.sort_unstable_by(|a, b| cursor.raw(*a).cmp(cursor.raw(*b)));
-                repeated = keys.windows(2).find_map(|pair| match pair {
-                    [a, b] if cursor.raw(*a) == cursor.raw(*b) => Some(*b),
-                    _ => None,
-                });
-            }
-        }
-        self.0.truncate(mark);
-        Ok(repeated)
-    }
-}
-
-/// The rare case: some keys hold escapes, so they are compared as decoded.
-fn repeated_decoded(
-    keys: &mut [Str],
-    cursor: &Cursor<'_>,
-    scratch: &mut (String, String),
-) -> Result<Option<Str>, Error> {
-    let mut decoded = Vec::with_capacity(keys.len());
-    for &key in keys.iter() {
-        scratch.0.clear();
-        cursor.decode(key, &mut scratch.0)?;
-        decoded.push((scratch.0.clone(), key));
-    }
-    decoded.sort_unstable_by(|a, b| a.0.cmp(&b.0));
-    Ok(decoded.windows(2).find_map(|pair| match pair {
-        [a, b] if a.0 == b.0 => Some(b.1),
-        _ => None,
-    }))
-}
-
 /// Skips one value of any kind (spec 4.6), `depth` containers deep already.
 pub(crate) fn skip_value(
     cursor: &mut Cursor<'_>,
@@ -480,8 +451,8 @@ fn close_containers(
         match innermost {
             Some(mark) => {
                 cursor.expect(b'}')?;
-                if let Some(key) = keys.close(mark, cursor)? {
-                    cursor.pos = key.start;
+                if let Some(start) = keys.close(mark, cursor) {
+                    cursor.pos = start;
                     return Err(cursor.misplaced(Reason::DuplicateField, "each key once"));
                 }
             }
@@ -495,7 +466,7 @@ fn close_containers(
 fn skip_key(cursor: &mut Cursor<'_>, rules: &SkipRules, keys: &mut KeyStack) -> Result<(), Error> {
     let key = cursor.string()?;
     if !rules.repeats {
-        keys.push(key);
+        keys.push(key, cursor)?;
     }
     cursor.expect(b':')
 }

@@ -21,7 +21,7 @@ pub struct Limits {
     pub metadata_entries: u64,
     /// Depth of nested values that are skipped, the header's object counted. Default 32 (spec 3.11).
     pub depth: u32,
-    /// Bytes of an index file. Default 1 GiB: the largest seen in the wild is 60 MB.
+    /// Bytes of an index file, less than 4 GiB. Default 1 GiB: the largest seen in the wild is 60 MB.
     pub index_bytes: u64,
     /// Files of one checkpoint. Default 100,000.
     pub shards: u64,

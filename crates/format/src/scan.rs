@@ -9,9 +9,11 @@ use alloc::vec::Vec;
 use crate::dtype::Dtype;
 use crate::error::{Error, Reason};
 use crate::forever::METADATA_KEY;
-use crate::json::{Cursor, KeyStack, SkipRules, Str, skip_value};
+use crate::json::{Cursor, SkipRules, Str, skip_value};
+use crate::keys::KeyStack;
 use crate::limits::{Limits, Quirks, ReadOptions};
 use crate::names::NameIndex;
+use crate::room::grow;
 
 /// Where a string lies: in the header's JSON, or (the high bit of `len`) decoded in the pool.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -28,6 +30,8 @@ const LONGEST_DTYPE: usize = 12;
 const SAMPLE: usize = 16;
 /// Bytes of `"":{"dtype":"U8","shape":[],"data_offsets":[0,0]}`, and a comma.
 const SHORTEST_ENTRY: usize = 50;
+/// Bytes of `"":""`, and a comma.
+const SHORTEST_PAIR: usize = 6;
 
 /// A tensor's row. A header has at most 10^8 bytes, so 32 bits reach every place in it.
 #[derive(Clone, Debug)]
@@ -122,7 +126,8 @@ impl Table {
             {
                 unknown.extend(self.unknown.get(at).map(|&(_, span)| (position, span)));
             }
-            kept.push(self.bytes(json, entry.name), position);
+            let more = self.entries.len() - i;
+            kept.push(self.bytes(json, entry.name), position, more);
             entries.push(entry.clone());
         }
         (self.entries, self.unknown) = (entries, unknown);
@@ -274,9 +279,11 @@ impl<'a> Scanner<'a> {
                 }
                 let value = self.cursor.string()?;
                 let value = self.span(value)?;
-                found.push((key, value));
                 let limit = self.options.limits.metadata_entries;
-                Limits::check(found.len() as u64, limit, Reason::LimitMetadata)?;
+                Limits::check(found.len() as u64 + 1, limit, Reason::LimitMetadata)?;
+                let rest = self.cursor.text.len() - self.cursor.pos;
+                grow(&mut found, 1 + rest / SHORTEST_PAIR);
+                found.push((key, value));
                 if !self.cursor.take(b',') {
                     break;
                 }
@@ -291,8 +298,9 @@ impl<'a> Scanner<'a> {
     fn unique_metadata(&self, mut found: Vec<(Span, Span)>) -> Result<Vec<(Span, Span)>, Error> {
         let json = self.cursor.text;
         let mut index = NameIndex::default();
+        index.reserve(found.len());
         for (i, &(key, _)) in found.iter().enumerate() {
-            index.push(self.table.bytes(json, key), i as u32);
+            index.push(self.table.bytes(json, key), i as u32, found.len() - i);
         }
         let key_of = |i: u32| {
             found
@@ -338,7 +346,9 @@ impl<'a> Scanner<'a> {
         };
         let position = self.table.entries.len() as u32;
         let text = text_of(&self.table.pool, self.cursor.text, name);
-        self.table.names.push(text, position);
+        let rest = self.cursor.text.len() - self.cursor.pos;
+        self.table.names.push(text, position, rest / SHORTEST_ENTRY);
+        grow(&mut self.table.entries, 1 + rest / SHORTEST_ENTRY);
         self.table.entries.push(entry);
         if self.table.entries.len() == SAMPLE {
             self.reserve();
@@ -378,7 +388,7 @@ impl<'a> Scanner<'a> {
         } else {
             loop {
                 let (extent, after) = plain_integer(rest)?;
-                self.table.dims.push(extent);
+                self.push_extent(extent);
                 let (&delimiter, after) = after.split_first()?;
                 rest = after;
                 match delimiter {
@@ -447,14 +457,14 @@ impl<'a> Scanner<'a> {
             }
         }
         self.cursor.expect(b'}')?;
-        if let Some(key) = self.keys.close(mark, &self.cursor)? {
-            return Err(self.repeated_field(key));
+        if let Some(start) = self.keys.close(mark, &self.cursor) {
+            return Err(self.repeated_field(start));
         }
         Ok(())
     }
 
-    fn repeated_field(&mut self, key: Str) -> Error {
-        self.cursor.pos = key.start.saturating_sub(1);
+    fn repeated_field(&mut self, start: usize) -> Error {
+        self.cursor.pos = start.saturating_sub(1);
         self.cursor
             .misplaced(Reason::DuplicateField, "each key once")
     }
@@ -483,7 +493,7 @@ impl<'a> Scanner<'a> {
             _ => return self.unknown_field(key),
         };
         if repeated {
-            Err(self.repeated_field(key))
+            Err(self.repeated_field(key.start))
         } else {
             Ok(())
         }
@@ -493,7 +503,7 @@ impl<'a> Scanner<'a> {
     fn unknown_field(&mut self, key: Str) -> Result<(), Error> {
         let repeats = self.options.quirks.has(Quirks::UNKNOWN_FIELD_REPEATS);
         if !repeats {
-            self.keys.push(key);
+            self.keys.push(key, &self.cursor)?;
         }
         let finite = self.options.quirks.has(Quirks::NUMBER_RANGE_IN_SKIPPED);
         let rules = SkipRules {
@@ -559,11 +569,15 @@ impl<'a> Scanner<'a> {
         if !self.cursor.take(b']') {
             loop {
                 let extent = self.cursor.integer(max)?;
-                self.table.dims.push(extent);
                 let limits = &self.options.limits;
-                Limits::check(self.table.dims.len() as u64, limits.dims, Reason::LimitDims)?;
-                let rank = (self.table.dims.len() - start) as u64;
-                Limits::check(rank, limits.rank.min(u16::MAX as u64), Reason::LimitRank)?;
+                let (all, rank) = (self.table.dims.len() + 1, self.table.dims.len() + 1 - start);
+                Limits::check(all as u64, limits.dims, Reason::LimitDims)?;
+                Limits::check(
+                    rank as u64,
+                    limits.rank.min(u16::MAX as u64),
+                    Reason::LimitRank,
+                )?;
+                self.push_extent(extent);
                 if !self.cursor.take(b',') {
                     break;
                 }
@@ -571,6 +585,20 @@ impl<'a> Scanner<'a> {
             self.cursor.expect(b']')?;
         }
         Ok((start as u32, (self.table.dims.len() - start) as u16))
+    }
+
+    /// Adds an extent, which the text spells with a digit and a delimiter at least.
+    #[inline]
+    fn push_extent(&mut self, extent: u64) {
+        let rest = (self.cursor.text.len() - self.cursor.pos) / 2;
+        let allowed = self
+            .options
+            .limits
+            .dims
+            .saturating_sub(self.table.dims.len() as u64);
+        let most = usize::try_from(allowed).map_or(rest, |allowed| rest.min(allowed));
+        grow(&mut self.table.dims, most + 1);
+        self.table.dims.push(extent);
     }
 
     fn offsets(&mut self) -> Result<(u64, u64), Error> {
