@@ -2,7 +2,8 @@
 //!
 //! The name starts with a dot, so no glob for checkpoints finds it, and says whose it is. While its writer
 //! lives it holds a lock (`flock`), which the system releases when the process dies, however it dies.
-//! [`sweep`] removes files of this pattern that nobody holds and nobody has touched for [`STALE`].
+//! [`sweep`] removes files of this pattern that nobody holds and nobody has touched for [`STALE`], or, on a
+//! local file system, where locks do not lie, for [`STALE_LOCAL`].
 
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
@@ -19,6 +20,9 @@ use crate::Error;
 /// How long a file must have been untouched before [`sweep`] takes it. A lock tells the dead from the
 /// living at once, but not on every network file system.
 pub const STALE: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// The same on a local file system: long enough for a new file to be locked.
+pub const STALE_LOCAL: Duration = Duration::from_secs(60);
 
 /// A temporary file that is removed when this is dropped, unless it was renamed or kept.
 #[derive(Debug)]
@@ -125,20 +129,21 @@ pub fn sweep(folder: &Path, suffix: &str, mine: impl Fn(&str, &str) -> bool) {
     let Ok(entries) = std::fs::read_dir(folder) else {
         return;
     };
+    let stale = if is_local(folder) { STALE_LOCAL } else { STALE };
     for entry in entries.flatten() {
         let file_name = entry.file_name();
         let Some(name) = file_name.to_str() else {
             continue;
         };
         if target_of(name, suffix).is_some_and(|target| mine(target, name))
-            && is_stale(&entry.path())
+            && is_stale(&entry.path(), stale)
         {
             let _ = std::fs::remove_file(entry.path());
         }
     }
 }
 
-fn is_stale(path: &Path) -> bool {
+fn is_stale(path: &Path, stale: Duration) -> bool {
     let Ok(file) = options_for_read()
         .custom_flags(OPEN_FLAGS | OFlags::NOFOLLOW.bits() as i32)
         .open(path)
@@ -153,8 +158,23 @@ fn is_stale(path: &Path) -> bool {
         .ok()
         .and_then(|at| SystemTime::now().duration_since(at).ok());
     meta.is_file()
-        && age.is_some_and(|age| age > STALE)
+        && age.is_some_and(|age| age > stale)
         && flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok()
+}
+
+/// Whether a folder is on a file system of this machine alone, by the magic numbers of `statfs(2)`.
+fn is_local(folder: &Path) -> bool {
+    // ext2 to ext4, XFS, Btrfs, tmpfs, F2FS, ZFS, bcachefs.
+    const LOCAL: [u64; 7] = [
+        0xEF53,
+        0x5846_5342,
+        0x9123_683E,
+        0x0102_1994,
+        0xF2F5_2010,
+        0x2FC1_2FC1,
+        0xCA45_1A4E,
+    ];
+    rustix::fs::statfs(folder).is_ok_and(|stat| LOCAL.contains(&(stat.f_type as u32).into()))
 }
 
 const OPEN_FLAGS: i32 = OFlags::NONBLOCK.bits() as i32;
@@ -217,6 +237,18 @@ mod tests {
         assert_eq!(
             [&young, &stale, &other].map(|p| p.exists()),
             [true, false, true]
+        );
+        let recent = Temp::beside(&target, "tmp").unwrap();
+        recent
+            .file()
+            .set_modified(SystemTime::now() - STALE_LOCAL * 2)
+            .unwrap();
+        let recent = recent.keep();
+        sweep(folder.path(), "tmp", |name, _| name == "t");
+        assert_eq!(
+            recent.exists(),
+            !is_local(folder.path()),
+            "locks are believed on local file systems"
         );
         assert!(held.path().exists());
         let path = held.path().to_owned();

@@ -98,6 +98,10 @@ pub(crate) fn is_simple(folder: &Path, stem: &str) -> bool {
 
 /// Removes hidden files that a killed save left behind long ago, unless the index names them.
 pub(crate) fn sweep(folder: &Path, stem: &str) {
+    // Another save lets go of its files when the index names them: the index must not change in between.
+    let Ok(_lock) = storage::lock_folder(folder) else {
+        return;
+    };
     let index = folder.join(format!("{stem}.safetensors.index.json"));
     let keep = match std::fs::read(&index) {
         Ok(text) => match Index::parse(&text, &ReadOptions::default()) {

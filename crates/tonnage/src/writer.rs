@@ -17,18 +17,15 @@ use std::path::Path;
 use std::time::Instant;
 
 use tonnage_engine as engine;
-use tonnage_format::{self as format, Dtype, Order, Reason, TensorSpec, WriteOptions};
-use tonnage_storage::{AtomicFile, AtomicOptions, FileSource, Sink, Staged};
+use tonnage_format::{self as format, Dtype, Reason, TensorSpec, WriteOptions};
+use tonnage_storage::{AtomicFile, Sink, Staged};
 
 use crate::error::{Error, Result};
-use crate::publish::{Part, hidden_file, publish, sweep};
+use crate::publish::{Part, publish, sweep};
 use crate::save::{Content, Item, Save, Saved, Target, TensorData, byte_len, layout_of};
 use crate::shards::split;
+use crate::spool::{ROOM, Spool, fresh_file};
 
-/// Bytes left free for a header that is not known yet: about 2,500 tensors with usual names.
-pub const ROOM: u64 = 256 << 10;
-/// Files with less data than this are always laid out as `save` does it: copying them is cheap.
-pub const SMALL: u64 = 64 << 20;
 /// Bytes after which the disk may start with what was written.
 const WRITEBACK: u64 = 8 << 20;
 
@@ -64,14 +61,6 @@ struct Declared {
     file: Option<AtomicFile>,
     left: usize,
     staged: Option<Staged>,
-}
-
-#[derive(Debug)]
-struct Spool {
-    file: AtomicFile,
-    tensors: Vec<(String, Dtype, Vec<u64>)>,
-    ranges: Vec<(u64, u64)>,
-    end: u64,
 }
 
 #[derive(Debug)]
@@ -310,7 +299,7 @@ impl<'a> Writer<'a> {
                 self.current = Some(self.spool()?);
             }
             if let Some(spool) = self.current.take() {
-                let part = self.close(spool)?;
+                let part = spool.close(&self.target, &self.save)?;
                 self.parts.push(part);
             }
         } else {
@@ -362,21 +351,6 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// A new file: under its own name where there can be only one, which also follows a symbolic link.
-    fn file(&self) -> Result<AtomicFile> {
-        let durability = self.save.durability;
-        match (&self.target.file, self.save.max_shard_size) {
-            (Some(path), None) => Ok(AtomicFile::create(
-                path,
-                &AtomicOptions {
-                    durability,
-                    ..Default::default()
-                },
-            )?),
-            _ => hidden_file(&self.target.folder, &self.target.stem, durability),
-        }
-    }
-
     fn begin_declared(
         &mut self,
         shard: usize,
@@ -387,7 +361,7 @@ impl<'a> Writer<'a> {
     ) -> Result<Open> {
         let missing = || misuse("no such file was declared");
         if self.declared.get(shard).ok_or_else(missing)?.file.is_none() {
-            let file = self.file()?;
+            let file = fresh_file(&self.target, &self.save)?;
             let layout = &self.declared[shard].layout;
             file.reserve(layout.file_len)?;
             file.set_len(layout.file_len)?;
@@ -434,7 +408,7 @@ impl<'a> Writer<'a> {
                 Some(staged) => staged,
                 // A file without tensors.
                 None => {
-                    let file = self.file()?;
+                    let file = fresh_file(&self.target, &self.save)?;
                     file.write_all_at(0, &declared.layout.header)?;
                     file.stage()?
                 }
@@ -452,12 +426,7 @@ impl<'a> Writer<'a> {
     }
 
     fn spool(&self) -> Result<Spool> {
-        Ok(Spool {
-            file: self.file()?,
-            tensors: Vec::new(),
-            ranges: Vec::new(),
-            end: 0,
-        })
+        Spool::start(&self.target, &self.save)
     }
 
     fn begin_spooled(
@@ -482,7 +451,7 @@ impl<'a> Writer<'a> {
             None
         };
         if let Some(spool) = complete {
-            let part = self.close(spool)?;
+            let part = spool.close(&self.target, &self.save)?;
             self.parts.push(part);
         }
         let fresh = if own || self.current.is_none() {
@@ -521,80 +490,10 @@ impl<'a> Writer<'a> {
 
     fn close_own(&mut self) -> Result<()> {
         if let Some(spool) = self.own.take() {
-            let part = self.close(spool)?;
+            let part = spool.close(&self.target, &self.save)?;
             self.parts.push(part);
         }
         Ok(())
-    }
-
-    /// Puts the header where there is room for it, or the data where it should be.
-    fn close(&self, spool: Spool) -> Result<Part> {
-        let specs: Vec<TensorSpec<'_>> = spool
-            .tensors
-            .iter()
-            .map(|(name, dtype, shape)| TensorSpec {
-                name,
-                dtype: *dtype,
-                shape,
-            })
-            .collect();
-        let given = WriteOptions {
-            order: Order::Given,
-            ..self.save.write
-        };
-        let layout = layout_of(&specs, &self.save.metadata, &given)?;
-        let straight = specs.iter().zip(&spool.ranges).all(|(spec, (begin, _))| {
-            // A complex number is as aligned as its parts.
-            begin * 8 % (spec.dtype.bitsize() as u64).clamp(8, 64) == 0
-        });
-        let staged = if spool.end >= SMALL && straight && layout.data_start() <= ROOM {
-            let mut header = layout.header;
-            header.resize(ROOM as usize, b' ');
-            header[..8].copy_from_slice(&(ROOM - 8).to_le_bytes());
-            spool.file.write_all_at(0, &header)?;
-            spool.file.set_len(ROOM + spool.end)?;
-            spool.file.stage()?
-        } else {
-            self.copy_out(&spool, &specs)?
-        };
-        let sizes = spool.ranges.iter().map(|(begin, end)| end - begin);
-        let tensors = spool
-            .tensors
-            .iter()
-            .map(|(name, ..)| name.clone())
-            .zip(sizes)
-            .collect();
-        Ok(Part { staged, tensors })
-    }
-
-    fn copy_out(&self, spool: &Spool, specs: &[TensorSpec<'_>]) -> Result<Staged> {
-        let layout = layout_of(specs, &self.save.metadata, &self.save.write)?;
-        let file = self.file()?;
-        file.reserve(layout.file_len)?;
-        file.set_len(layout.file_len)?;
-        file.write_all_at(0, &layout.header)?;
-        let clone = spool.file.file().try_clone();
-        let clone =
-            clone.map_err(|e| tonnage_storage::Error::new("read", spool.file.label(), e))?;
-        let source = FileSource::from_file(clone, spool.file.label())?;
-        let copies: Vec<engine::Copy<'_>> = spool
-            .ranges
-            .iter()
-            .zip(&layout.ranges)
-            .map(|(&(from, end), &(to, _))| engine::Copy {
-                source: &source,
-                from: ROOM + from,
-                to: layout.data_start() + to,
-                len: end - from,
-            })
-            .collect();
-        let options = engine::Options {
-            threads: self.save.threads,
-            cancel: self.save.cancel,
-            ..Default::default()
-        };
-        engine::copy(&file, &copies, &options)?;
-        Ok(file.stage()?)
     }
 }
 

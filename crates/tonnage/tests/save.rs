@@ -424,7 +424,7 @@ fn what_cannot_be_saved_is_refused_before_anything_is_touched() {
         ..quick()
     };
     assert_eq!(
-        save(&refs(&[good.clone()]), &path, &options)
+        save(&refs(std::slice::from_ref(&good)), &path, &options)
             .unwrap_err()
             .code(),
         "CANCELLED"
@@ -444,4 +444,85 @@ fn what_cannot_be_saved_is_refused_before_anything_is_touched() {
         save(&[], folder.path(), &stem).unwrap_err().code(),
         "WRITER"
     );
+}
+
+#[test]
+fn what_a_killed_save_left_is_swept_but_not_what_an_index_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let old = std::time::SystemTime::now() - std::time::Duration::from_secs(48 * 60 * 60);
+    let hidden =
+        |n: u8| format!(".model-00001-of-00002.safetensors.{n}.0123456789abcdef.safetensors");
+    let make = |name: &str| {
+        fs::write(at(name), to_bytes(&refs(&model(1)), &quick()).unwrap()).unwrap();
+        fs::File::options()
+            .write(true)
+            .open(at(name))
+            .unwrap()
+            .set_modified(old)
+            .unwrap();
+    };
+    (1..=3).for_each(|n| make(&hidden(n)));
+    make(".other.safetensors.1.0123456789abcdef.safetensors");
+    // A save was killed just after its commit.
+    let map: Vec<String> = model(1)
+        .iter()
+        .map(|t| format!(r#""{}":"{}""#, t.name, hidden(2)))
+        .collect();
+    fs::write(
+        at("model.safetensors.index.json"),
+        format!(r#"{{"weight_map":{{{}}}}}"#, map.join(",")),
+    )
+    .unwrap();
+    drop(Writer::create(folder.path(), &limit(100)).unwrap());
+    assert_eq!(
+        [1, 2, 3].map(|n| at(&hidden(n)).exists()),
+        [false, true, false]
+    );
+    assert_eq!(
+        content(&Checkpoint::open(folder.path()).unwrap()),
+        content_of(&model(1))
+    );
+    // The next save tidies that, too.
+    save(&refs(&model(2)), folder.path(), &quick()).unwrap();
+    assert_eq!(
+        names(folder.path()),
+        [
+            ".other.safetensors.1.0123456789abcdef.safetensors",
+            "model.safetensors"
+        ]
+    );
+    assert_eq!(
+        content(&Checkpoint::open(folder.path()).unwrap()),
+        content_of(&model(2))
+    );
+}
+
+#[test]
+fn saves_at_the_same_time_leave_one_of_them_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    for round in 0..10 {
+        std::thread::scope(|scope| {
+            for seed in 0..4_u64 {
+                let path = folder.path();
+                scope.spawn(move || {
+                    save(
+                        &refs(&model(round * 10 + seed)),
+                        path,
+                        &limit(2100 + seed * 700),
+                    )
+                    .unwrap()
+                });
+            }
+        });
+        let found = content(&Checkpoint::open(folder.path()).unwrap());
+        assert!((0..4).any(|seed| found == content_of(&model(round * 10 + seed))));
+        assert!(
+            names(folder.path())
+                .iter()
+                .all(|name| !name.starts_with('.')),
+            "{:?}",
+            names(folder.path())
+        );
+    }
 }
