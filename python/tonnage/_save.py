@@ -187,15 +187,28 @@ def _entries(tensors: Mapping[str, Any]) -> Entries:
 
 
 def _adapter_of(name: str, tensor: Any) -> str:
+    kind = type(tensor)
+    found = _BY_TYPE.get(kind)
+    if found is None:
+        found = _find_adapter(tensor)
+        if found is None:
+            text = f"{kind.__module__}.{kind.__qualname__}"
+            raise TypeError(f"{name} is a {text}, which is not a tensor of a known framework")
+        _BY_TYPE[kind] = found
+    return found
+
+
+#: Adapters by the type of the tensors they take, as they were found.
+_BY_TYPE: dict[type, str] = {}
+
+
+def _find_adapter(tensor: Any) -> str | None:
     if isinstance(tensor, _checkpoint.TensorRef):
         return "checkpoint"
     package = _package(tensor)
     if package in _ADAPTERS:
         return _ADAPTERS[package]
-    if hasattr(tensor, "__array_interface__"):
-        return "numpy"
-    kind = f"{type(tensor).__module__}.{type(tensor).__qualname__}"
-    raise TypeError(f"{name} is a {kind}, which is not a tensor of a known framework")
+    return "numpy" if hasattr(tensor, "__array_interface__") else None
 
 
 def _adapted(adapter: str, tensors: dict[str, Any]) -> Entries:
