@@ -190,9 +190,8 @@ def main() -> int:
     print(run.stdout)
     tally = re.findall(r"test result: \w+\. (\d+) passed; (\d+) failed; (\d+) ignored", run.stdout)
     passed, failed = (sum(int(row[i]) for row in tally) for i in (0, 1))
-    print(
-        f"the reference crate's tests on tonnage::compat: {passed} passed, {failed} failed, {expected} in all"
-    )
+    verdict = f"{passed} passed, {failed} failed, {expected} in all"
+    print(f"the reference crate's tests on tonnage::compat: {verdict}")
     return 0 if run.returncode == 0 and passed == expected else 1
 
 
