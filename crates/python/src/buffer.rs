@@ -11,10 +11,13 @@
 //!    a reference to the owner.
 //! 5. A writable Python buffer pins its memory while the `PyBuffer` lives.
 //! 6. A file descriptor that a Python object names is open while that object is; the caller holds it.
+//! 7. A [`Lent`] range is the memory of a contiguous tensor that an adapter of this package has just made,
+//!    at least that long; whoever holds the `Lent` holds the tensor, and shows it to nobody until it is filled.
 #![allow(unsafe_code)]
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ffi::c_int;
+use std::num::NonZeroUsize;
 use std::ptr::NonNull;
 
 use pyo3::buffer::PyBuffer;
@@ -165,6 +168,28 @@ impl Foreign {
         let start = std::ptr::with_exposed_provenance::<u8>(self.address);
         // SAFETY: not null, and invariant 4.
         unsafe { std::slice::from_raw_parts(start, self.len) }
+    }
+}
+
+/// The memory of a fresh tensor, lent to be filled.
+#[derive(Debug)]
+pub struct Lent {
+    address: NonZeroUsize,
+    len: usize,
+}
+
+impl Lent {
+    /// `len` bytes from `address`, for as long as invariant 7 holds. `None` for a null address.
+    pub fn new(address: usize, len: usize) -> Option<Self> {
+        let address = NonZeroUsize::new(address)?;
+        Some(Lent { address, len })
+    }
+
+    /// The bytes, to be filled.
+    pub fn as_mut_slice(&mut self) -> &mut [u8] {
+        let start = std::ptr::with_exposed_provenance_mut::<u8>(self.address.get());
+        // SAFETY: not null, and invariant 7; `&mut self` is the only way to the bytes.
+        unsafe { std::slice::from_raw_parts_mut(start, self.len) }
     }
 }
 

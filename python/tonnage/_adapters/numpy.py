@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,8 @@ class Adapter:
     reads = True
     packed = False
     indexes = False
-    alloc = None
+    empty = None
+    placed = None
 
     def __init__(self, device: str | int) -> None:
         """The host is the only device."""
@@ -67,9 +69,15 @@ def address(value: Any) -> int:
     return int(value.__array_interface__["data"][0]) if value.nbytes else 0
 
 
+@lru_cache(maxsize=256)
+def kind(dtype: Any) -> tuple[str, bool]:
+    """A dtype's name and whether it is little-endian. NumPy makes the name anew each time."""
+    return dtype.name, dtype.newbyteorder("<") == dtype
+
+
 def spec(value: Any, at: int) -> TensorSpec:
     """What is to be written for an array, its bytes at `at`."""
-    name = value.dtype.name
+    name, _ = kind(value.dtype)
     bits = _SUB_BYTE.get(name)
     nbytes = value.nbytes if bits is None else value.size * bits // 8
     return TensorSpec(dtype=name, shape=value.shape, data_ptr=at, data_len=nbytes)
@@ -89,11 +97,11 @@ def entries(tensors: Mapping[str, Any]) -> Entries:
     specs: Specs = {}
     for name, value in tensors.items():
         if not isinstance(value, np.ndarray | np.generic):
-            kind = type(value)
-            raise TypeError(f"Key `{name}` is invalid, expected numpy.ndarray but received {kind}")
-        little = value.dtype.newbyteorder("<") == value.dtype
+            found = type(value)
+            raise TypeError(f"Key `{name}` is invalid, expected numpy.ndarray but received {found}")
+        dtype, little = kind(value.dtype)
         direct = isinstance(value, np.ndarray) and value.flags.c_contiguous and little
-        at_hand = direct and value.dtype.name not in _SUB_BYTE
+        at_hand = direct and dtype not in _SUB_BYTE
         specs[name] = spec(value, address(value) if at_hand else 0)
     return specs, lambda name: fetched(tensors[name])
 

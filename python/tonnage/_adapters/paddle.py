@@ -34,7 +34,8 @@ class Adapter:
     reads = True
     packed = True
     indexes = True
-    alloc = None
+    empty = None
+    placed = None
 
     def __init__(self, device: str | int) -> None:
         device = str(device)

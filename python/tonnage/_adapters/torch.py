@@ -31,11 +31,6 @@ def view(buffer: Any, dtype: Any, shape: tuple[int, ...], offset: int, nbytes: i
     return torch.frombuffer(buffer, dtype=dtype, count=count, offset=offset).view(shape)
 
 
-def pinned(nbytes: int) -> Any:
-    """Page-locked memory, from which a GPU copies at full speed."""
-    return torch.empty(nbytes, dtype=torch.uint8, device="cpu", pin_memory=True).numpy()
-
-
 class Adapter:
     """Tensors on one device."""
 
@@ -47,23 +42,31 @@ class Adapter:
         self.reads = device != "meta"
         if device == "cuda":
             device = f"cuda:{torch.cuda.current_device()}"
-        cuda = isinstance(device, str) and device.startswith("cuda")
-        self.alloc = pinned if cuda else None
         self.device = device
-        self.tensor = view if self.maps else self.place
+        # Page-locked memory, from which a GPU copies at full speed.
+        self.pinned = isinstance(device, str) and device.startswith("cuda")
+        self.placed = None if self.maps else self.place
+        self.tensor = view if self.maps else self.elsewhere
 
     def dtype(self, name: str) -> Any:
         if name not in TYPES:
             raise not_understood(name, "this version of torch has no such dtype")
         return TYPES[name]
 
-    def place(
+    def empty(self, dtype: Any, shape: tuple[int, ...]) -> tuple[Any, int]:
+        """A tensor in host memory to read into, and its address."""
+        tensor = torch.empty(shape, dtype=dtype, device="cpu", pin_memory=self.pinned)
+        return tensor, tensor.data_ptr()
+
+    def place(self, tensor: Any) -> Any:
+        """A tensor that was filled in host memory, on its device."""
+        return tensor.to(self.device)
+
+    def elsewhere(
         self, buffer: Any, dtype: Any, shape: tuple[int, ...], offset: int, nbytes: int
     ) -> Any:
-        """A tensor on another device: through host memory, one tensor at a time."""
-        if buffer is None:
-            return torch.empty(shape, dtype=dtype, device=self.device)
-        return view(buffer, dtype, shape, offset, nbytes).to(self.device)
+        """A tensor without bytes, on another device."""
+        return torch.empty(shape, dtype=dtype, device=self.device)
 
 
 def plain(tensor: Any) -> Any:

@@ -10,7 +10,8 @@
 //! | `reads` | tensors have bytes (false for `torch`'s meta device) |
 //! | `packed` | sub-byte elements stay packed, and `shape` counts packed units; else one element a byte |
 //! | `indexes` | `tensor[key]` works for any key, with Python's bounds |
-//! | `alloc` | `None`, or `alloc(nbytes)`: memory to read into, such as page-locked memory |
+//! | `empty` | `None`, or `empty(dtype, shape)`: a tensor to read into and its address; page-locked for a GPU |
+//! | `placed` | `None`, or `placed(tensor)`: such a tensor, once filled, on its device |
 
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -19,13 +20,15 @@ use pyo3::types::PyTuple;
 use tonnage::format::Dtype;
 
 use super::args::{Device, Framework};
+use crate::buffer::Lent;
 use crate::error;
 
 /// Its Python object's members, fetched once.
 pub struct Adapter {
     object: Py<PyAny>,
     tensor: Py<PyAny>,
-    alloc: Option<Py<PyAny>>,
+    empty: Option<Py<PyAny>>,
+    placed: Option<Py<PyAny>>,
     /// Tensors may view the mapped file.
     pub maps: bool,
     /// Tensors have bytes.
@@ -45,10 +48,14 @@ impl Adapter {
         let device = device.to_python(py)?;
         let object = module.getattr(intern!(py, "Adapter"))?.call1((device,))?;
         let flag = |name: &str| object.getattr(name)?.extract::<bool>();
-        let alloc = object.getattr(intern!(py, "alloc"))?;
+        let optional = |name: &str| -> PyResult<Option<Py<PyAny>>> {
+            let member = object.getattr(name)?;
+            Ok((!member.is_none()).then(|| member.unbind()))
+        };
         Ok(Adapter {
             tensor: object.getattr(intern!(py, "tensor"))?.unbind(),
-            alloc: (!alloc.is_none()).then(|| alloc.unbind()),
+            empty: optional("empty")?,
+            placed: optional("placed")?,
             maps: flag("maps")?,
             reads: flag("reads")?,
             packed: flag("packed")?,
@@ -72,15 +79,49 @@ impl Adapter {
         self.dtype(py, dtype).map(|_| ())
     }
 
-    /// Memory to read into, where the framework has a better place than ours.
-    pub fn alloc<'py>(&self, py: Python<'py>, len: usize) -> PyResult<Option<Bound<'py, PyAny>>> {
-        let alloc = self.alloc.as_ref();
-        alloc.map(|alloc| alloc.bind(py).call1((len,))).transpose()
+    /// A tensor of `len` bytes to read into, where the framework makes them itself; `shape` counts elements.
+    pub fn empty<'py>(
+        &self,
+        py: Python<'py>,
+        dtype: Dtype,
+        shape: &[u64],
+        len: usize,
+    ) -> PyResult<Option<(Bound<'py, PyAny>, Lent)>> {
+        let Some(empty) = self.empty.as_ref().filter(|_| len > 0) else {
+            return Ok(None);
+        };
+        let shape = self.shape(py, dtype, shape)?;
+        let made = empty.bind(py).call1((self.dtype(py, dtype)?, shape))?;
+        let (tensor, address): (Bound<'py, PyAny>, usize) = made.extract()?;
+        let missing = || error::usage("DEVICE", "the framework gave no memory");
+        let lent = Lent::new(address, len).ok_or_else(missing)?;
+        Ok(Some((tensor, lent)))
     }
 
-    /// Whether [`Adapter::alloc`] gives memory.
-    pub fn allocates(&self) -> bool {
-        self.alloc.is_some()
+    /// The tensor that [`Adapter::empty`] gave, now that it is filled.
+    pub fn placed<'py>(&self, tensor: Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+        match &self.placed {
+            Some(placed) => placed.bind(tensor.py()).call1((tensor,)),
+            None => Ok(tensor),
+        }
+    }
+
+    /// Whether host memory is only on the way: one tensor at a time, then.
+    pub fn stages(&self) -> bool {
+        self.placed.is_some()
+    }
+
+    /// The shape as the framework counts it.
+    fn shape<'py>(
+        &self,
+        py: Python<'py>,
+        dtype: Dtype,
+        shape: &[u64],
+    ) -> PyResult<Bound<'py, PyTuple>> {
+        if self.packed && dtype == Dtype::F4 {
+            return PyTuple::new(py, halve(shape)?);
+        }
+        PyTuple::new(py, shape)
     }
 
     /// The tensor whose bytes are `buffer[offset..offset + len]`; `shape` counts elements.
@@ -93,13 +134,7 @@ impl Adapter {
         len: u64,
     ) -> PyResult<Bound<'py, PyAny>> {
         let py = buffer.py();
-        let halved;
-        let mut shape = shape;
-        if self.packed && dtype == Dtype::F4 {
-            halved = halve(shape)?;
-            shape = &halved;
-        }
-        let shape = PyTuple::new(py, shape)?;
+        let shape = self.shape(py, dtype, shape)?;
         let dtype = self.dtype(py, dtype)?;
         self.tensor
             .bind(py)

@@ -14,7 +14,7 @@ use super::adapter::Adapter;
 use super::args::{Backend, Device, Framework};
 use super::gather::gather;
 use super::packing::unpack;
-use crate::buffer::{Buffer, Owned, PinnedBytes, Target};
+use crate::buffer::{Buffer, Lent, Owned, PinnedBytes};
 use crate::error;
 
 /// A file open for one framework and device. Shared by `safe_open` and the slices it gave out.
@@ -24,6 +24,23 @@ pub struct Opened {
     source: Arc<dyn Source>,
     /// The mapped file, where tensors view it.
     map: Option<Py<Buffer>>,
+}
+
+/// Where a tensor's bytes are read to.
+enum Memory {
+    /// Ours: a buffer that the tensor will keep.
+    Owned(Owned),
+    /// The framework's: the tensor itself.
+    Tensor(Py<PyAny>, Lent),
+}
+
+impl Memory {
+    fn as_mut_slice(&mut self) -> &mut [u8] {
+        match self {
+            Memory::Owned(owned) => owned.as_mut_slice(),
+            Memory::Tensor(_, lent) => lent.as_mut_slice(),
+        }
+    }
 }
 
 enum Refusal {
@@ -213,22 +230,20 @@ impl Opened {
                 .adapter
                 .tensor(py.None().bind(py), dtype, shape, 0, len);
         }
-        let size = in_memory(len)?;
-        let refused = |e: storage::Error| unreadable(name, &e);
-        let whole = self.adapter.packed || dtype.bitsize() >= 8;
-        if let Some(memory) = self.adapter.alloc(py, size)?.filter(|_| whole) {
-            let mut target = Target::new(&memory, size)?;
-            let bytes = target.as_mut_slice();
-            py.detach(|| fill(bytes).map(|()| to_native(dtype, bytes)))
-                .map_err(refused)?;
-            drop(target);
-            return self.adapter.tensor(&memory, dtype, shape, 0, len);
-        }
-        let mut owned = Owned::new(size)?;
-        let bytes = owned.as_mut_slice();
+        let mut memory = self.memory(py, dtype, shape, len)?;
+        let bytes = memory.as_mut_slice();
         py.detach(|| fill(bytes).map(|()| to_native(dtype, bytes)))
-            .map_err(refused)?;
-        self.finish(py, dtype, shape, owned, len)
+            .map_err(|e| unreadable(name, &e))?;
+        self.finish(py, dtype, shape, memory, len)
+    }
+
+    /// Memory for a tensor's bytes in the file.
+    fn memory(&self, py: Python<'_>, dtype: Dtype, shape: &[u64], len: u64) -> PyResult<Memory> {
+        let size = in_memory(len)?;
+        Ok(match self.adapter.empty(py, dtype, shape, size)? {
+            Some((tensor, lent)) => Memory::Tensor(tensor.unbind(), lent),
+            None => Memory::Owned(Owned::new(size)?),
+        })
     }
 
     /// Makes the tensor of memory that was filled.
@@ -237,10 +252,13 @@ impl Opened {
         py: Python<'py>,
         dtype: Dtype,
         shape: &[u64],
-        mut owned: Owned,
-        len: u64,
+        memory: Memory,
+        mut len: u64,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let mut len = len;
+        let mut owned = match memory {
+            Memory::Tensor(tensor, _) => return self.adapter.placed(tensor.into_bound(py)),
+            Memory::Owned(owned) => owned,
+        };
         if !self.adapter.packed && dtype.bitsize() < 8 {
             len = len * 8 / dtype.bitsize() as u64;
             let mut spread = Owned::new(in_memory(len)?)?;
@@ -255,7 +273,7 @@ impl Opened {
     /// Every tensor by name, in the order of the file.
     pub fn tensors<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let all = PyDict::new(py);
-        if self.map.is_some() || !self.adapter.reads || self.adapter.allocates() {
+        if self.map.is_some() || !self.adapter.reads || self.adapter.stages() {
             for info in self.header.iter_by_offset() {
                 all.set_item(info.name, self.tensor(py, &info)?)?;
             }
@@ -265,12 +283,13 @@ impl Opened {
         let mut dtypes = Vec::with_capacity(infos.len());
         let mut memory = Vec::with_capacity(infos.len());
         for info in &infos {
-            dtypes.push(self.dtype(py, info)?);
-            memory.push(Owned::new(in_memory(info.byte_len())?)?);
+            let dtype = self.dtype(py, info)?;
+            dtypes.push(dtype);
+            memory.push(self.memory(py, dtype, info.shape, info.byte_len())?);
         }
         py.detach(|| self.fill_all(&infos, &dtypes, &mut memory))?;
-        for ((info, dtype), owned) in infos.iter().zip(dtypes).zip(memory) {
-            let tensor = self.finish(py, dtype, info.shape, owned, info.byte_len())?;
+        for ((info, dtype), filled) in infos.iter().zip(dtypes).zip(memory) {
+            let tensor = self.finish(py, dtype, info.shape, filled, info.byte_len())?;
             all.set_item(info.name, tensor)?;
         }
         Ok(all)
@@ -281,7 +300,7 @@ impl Opened {
         &self,
         infos: &[TensorInfo<'_>],
         dtypes: &[Dtype],
-        memory: &mut [Owned],
+        memory: &mut [Memory],
     ) -> PyResult<()> {
         let (source, start) = (&*self.source, self.header.data_start());
         let jobs = infos
@@ -299,8 +318,8 @@ impl Opened {
             }
             engine::Error::Cancelled => error::usage("CANCELLED", "cancelled"),
         })?;
-        for (owned, &dtype) in memory.iter_mut().zip(dtypes) {
-            to_native(dtype, owned.as_mut_slice());
+        for (filled, &dtype) in memory.iter_mut().zip(dtypes) {
+            to_native(dtype, filled.as_mut_slice());
         }
         Ok(())
     }
