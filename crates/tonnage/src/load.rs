@@ -208,7 +208,11 @@ impl Checkpoint {
     ///
     /// # Errors
     /// As [`Checkpoint::load`]; `BUFFER_SIZE` if a buffer has another length than its tensor takes.
-    pub fn read_as(&self, jobs: Vec<(usize, Dtype, &mut [u8])>, options: &Options<'_>) -> Result<engine::Report> {
+    pub fn read_as(
+        &self,
+        jobs: Vec<(usize, Dtype, &mut [u8])>,
+        options: &Options<'_>,
+    ) -> Result<engine::Report> {
         let (mut reads, mut casts) = (Vec::new(), Vec::new());
         for (position, to, dst) in jobs {
             let unknown = || Error::from(tonnage_format::Reason::UnknownTensor);
@@ -216,14 +220,23 @@ impl Checkpoint {
             let from = tensor.dtype()?;
             if from == to {
                 check_buffer(tensor.name(), tensor.byte_len(), dst.len())?;
-                reads.push(Read { source: tensor.source()?, offset: tensor.offset(), dst });
+                reads.push(Read {
+                    source: tensor.source()?,
+                    offset: tensor.offset(),
+                    dst,
+                });
                 continue;
             }
             if !castable(from, to) {
-                let refused = tonnage_format::Error::new(tonnage_format::Reason::Cast).tensor(tensor.name());
+                let refused =
+                    tonnage_format::Error::new(tonnage_format::Reason::Cast).tensor(tensor.name());
                 return Err(refused.found(format_args!("{from} to {to}")).into());
             }
-            check_buffer(tensor.name(), cast_len(from, tensor.byte_len(), to)?, dst.len())?;
+            check_buffer(
+                tensor.name(),
+                cast_len(from, tensor.byte_len(), to)?,
+                dst.len(),
+            )?;
             casts.extend(cast_blocks(&tensor, from, to, dst)?);
         }
         run(reads, casts, options)
