@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -69,10 +68,18 @@ def address(value: Any) -> int:
     return int(value.__array_interface__["data"][0]) if value.nbytes else 0
 
 
-@lru_cache(maxsize=256)
+_KINDS: dict[Any, tuple[str, bool]] = {}
+
+
 def kind(dtype: Any) -> tuple[str, bool]:
     """A dtype's name and whether it is little-endian. NumPy makes the name anew each time."""
-    return dtype.name, dtype.newbyteorder("<") == dtype
+    found = _KINDS.get(dtype)
+    if found is None:
+        found = (dtype.name, dtype.newbyteorder("<") == dtype)
+        # Structured dtypes, of which there could be any number, are never saved.
+        if dtype.fields is None:
+            _KINDS[dtype] = found
+    return found
 
 
 def spec(value: Any, at: int) -> TensorSpec:
