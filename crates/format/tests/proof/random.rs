@@ -20,7 +20,7 @@ impl Random {
 
     /// A number below `end`, which is not 0.
     pub fn below(&mut self, end: usize) -> usize {
-        ((self.next() >> 32) as usize * end) >> 32
+        (((self.next() >> 32) * end as u64) >> 32) as usize
     }
 
     /// True once in `n` times.
