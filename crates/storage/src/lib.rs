@@ -33,6 +33,7 @@
 //!
 //! It leaves out what the bytes mean: no dtypes, headers or tensors here.
 
+mod ahead;
 mod atomic;
 pub mod beneath;
 mod error;
@@ -43,6 +44,7 @@ mod sink;
 mod source;
 pub mod temp;
 
+pub use ahead::ReadAhead;
 pub use atomic::{AtomicFile, AtomicOptions, Durability, Staged, lock_folder, sync_dir};
 pub use error::Error;
 pub use file::FileSource;

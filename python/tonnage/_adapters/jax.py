@@ -15,6 +15,8 @@ from . import numpy as host
 class Adapter(host.Adapter):
     """Arrays on JAX's default device."""
 
+    ndarray = None
+
     def tensor(self, *parts: Any) -> Any:
         return jnp.array(host.array(*parts))
 

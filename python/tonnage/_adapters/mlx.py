@@ -16,6 +16,8 @@ from ._rows import ROWS, not_understood
 class Adapter(host.Adapter):
     """Arrays in unified memory."""
 
+    ndarray = None
+
     def dtype(self, name: str) -> Any:
         row = ROWS[name]
         if name == "BF16":

@@ -43,6 +43,8 @@ class Adapter:
     reads = True
     packed = False
     indexes = False
+    # No call of Python code for an array: files of small tensors feel it.
+    ndarray: Any = np.ndarray
     empty = None
     placed = None
 

@@ -34,6 +34,7 @@ class Adapter:
     reads = True
     packed = True
     indexes = True
+    ndarray = None
     empty = None
     placed = None
 

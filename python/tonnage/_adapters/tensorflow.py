@@ -16,6 +16,8 @@ from ._rows import not_understood
 class Adapter(host.Adapter):
     """Tensors on TensorFlow's default device."""
 
+    ndarray = None
+
     def dtype(self, name: str) -> Any:
         dtype = host.dtype_of(name)
         try:

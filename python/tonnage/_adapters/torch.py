@@ -36,6 +36,7 @@ class Adapter:
 
     packed = True
     indexes = True
+    ndarray = None
 
     def __init__(self, device: str | int) -> None:
         self.maps = device == "cpu"

@@ -6,6 +6,7 @@
 //! |---|---|
 //! | `dtype(name)` | the framework's dtype for a header's dtype name, or `SafetensorError` |
 //! | `tensor(buffer, dtype, shape, offset, nbytes)` | the tensor; `buffer` is `None` where `reads` is false |
+//! | `ndarray` | `None`, or what `tensor` does, called as NumPy's `ndarray(shape, dtype, buffer, offset)` |
 //! | `maps` | tensors may view the mapped file |
 //! | `reads` | tensors have bytes (false for `torch`'s meta device) |
 //! | `packed` | sub-byte elements stay packed, and `shape` counts packed units; else one element a byte |
@@ -27,6 +28,7 @@ use crate::error;
 pub struct Adapter {
     object: Py<PyAny>,
     tensor: Py<PyAny>,
+    ndarray: Option<Py<PyAny>>,
     empty: Option<Py<PyAny>>,
     placed: Option<Py<PyAny>>,
     /// Tensors may view the mapped file.
@@ -54,6 +56,7 @@ impl Adapter {
         };
         Ok(Adapter {
             tensor: object.getattr(intern!(py, "tensor"))?.unbind(),
+            ndarray: optional("ndarray")?,
             empty: optional("empty")?,
             placed: optional("placed")?,
             maps: flag("maps")?,
@@ -136,6 +139,9 @@ impl Adapter {
         let py = buffer.py();
         let shape = self.shape(py, dtype, shape)?;
         let dtype = self.dtype(py, dtype)?;
+        if let Some(ndarray) = &self.ndarray {
+            return ndarray.bind(py).call1((shape, dtype, buffer, offset));
+        }
         self.tensor
             .bind(py)
             .call1((buffer, dtype, shape, offset, len))

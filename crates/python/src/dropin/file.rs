@@ -8,7 +8,7 @@ use pyo3::types::{PyBytes, PyDict};
 use tonnage::engine::{self, Read};
 use tonnage::format::slice::Runs;
 use tonnage::format::{self, Dtype, Header, ReadOptions, Step, TensorInfo, probe};
-use tonnage::storage::{self, FileSource, MemorySource, PrivateMap, Source};
+use tonnage::storage::{self, FileSource, MemorySource, PrivateMap, ReadAhead, Source};
 
 use super::adapter::Adapter;
 use super::args::{Backend, Device, Framework};
@@ -109,7 +109,8 @@ impl Opened {
         Ok(Opened {
             header,
             adapter,
-            source: Arc::new(source),
+            // Files of many small tensors are read in the order of the file, one call a tensor.
+            source: Arc::new(ReadAhead::new(source)),
             map,
         })
     }
