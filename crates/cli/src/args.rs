@@ -283,7 +283,7 @@ pub struct Cast {
     /// The dtype, such as BF16, F16, F32, F8_E4M3, or its name in torch
     #[arg(long, value_name = "DTYPE")]
     pub to: String,
-    /// Only cast tensors that match this glob (* ? [abc]); the others are copied; may be repeated
+    /// Only cast tensors that match this glob (`*`, `?`, `[abc]`); the others are copied; may be repeated
     #[arg(long, short, value_name = "GLOB")]
     pub select: Vec<String>,
     /// Start another file before this size is exceeded (5GB, 500MiB); without it, one file

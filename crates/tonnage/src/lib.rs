@@ -8,7 +8,7 @@
 //!   specification is refused with the file, the tensor, what was found, what was needed and the clause;
 //! * whatever goes wrong in a save, the old checkpoint or the new one is there, whole.
 //!
-//! The mechanisms live below and are re-exported: [`format`] (the grammar), [`storage`] (files),
+//! The mechanisms live below and are re-exported: [`mod@format`] (the grammar), [`storage`] (files),
 //! [`engine`] (moving bytes). [`compat`] has the reference crate's API with its semantics.
 
 pub use tonnage_engine as engine;
