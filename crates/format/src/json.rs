@@ -59,6 +59,21 @@ pub(crate) fn plain_prefix(text: &[u8]) -> usize {
     text.len() - rest.len() + stop.unwrap_or(rest.len())
 }
 
+/// Whether every byte of `text` stands for itself in a JSON string. Looks at all of them without a branch.
+#[inline]
+pub(crate) fn is_plain(text: &[u8]) -> bool {
+    let Some(last) = text.last_chunk() else {
+        return plain_prefix(text) == text.len();
+    };
+    let (words, _) = text.as_chunks();
+    // The last word may overlap the one before it.
+    let stops = |word: &[u8; 8]| string_stops(u64::from_le_bytes(*word));
+    words
+        .iter()
+        .fold(stops(last), |all, word| all | stops(word))
+        == 0
+}
+
 impl<'a> Cursor<'a> {
     pub fn new(text: &'a [u8]) -> Self {
         Cursor {
@@ -504,6 +519,22 @@ mod tests {
                 decoded(json).unwrap(),
                 serde_json::from_str::<String>(json).unwrap()
             );
+        }
+    }
+
+    #[test]
+    fn plain_bytes_are_told_from_others_at_every_place() {
+        for len in 0..40 {
+            let plain = "é😀 plain, longer than a word or four words in all".as_bytes();
+            let mut text = plain.get(..len).unwrap().to_vec();
+            assert!(is_plain(&text) && plain_prefix(&text) == len);
+            for at in 0..len {
+                for special in [0, 0x1F, b'"', b'\\'] {
+                    let kept = core::mem::replace(&mut text[at], special);
+                    assert!(!is_plain(&text) && plain_prefix(&text) == at);
+                    text[at] = kept;
+                }
+            }
         }
     }
 

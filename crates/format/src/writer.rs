@@ -9,7 +9,7 @@ use core::fmt::Write;
 use crate::dtype::Dtype;
 use crate::error::{Error, Reason};
 use crate::forever::{HEADER_ALIGN, MAX_HEADER_LEN, METADATA_KEY, PAD, PAGE_ALIGN, PREFIX_LEN};
-use crate::json::plain_prefix;
+use crate::json::{is_plain, plain_prefix};
 use crate::order;
 
 /// A tensor to be written.
@@ -74,6 +74,9 @@ impl Layout {
     }
 }
 
+/// Tensors that are looked at together before they are written.
+const BLOCK: usize = 64;
+
 /// Lays out a file. `metadata` is written sorted by key; `Some(&[])` writes an empty object.
 ///
 /// ```
@@ -110,15 +113,26 @@ pub fn layout(
     if let Some(metadata) = metadata {
         write_metadata(&mut header, metadata)?;
     }
-    for &at in &order {
-        let (Some(tensor), Some(range)) = (tensors.get(at), ranges.get_mut(at)) else {
-            continue;
-        };
-        let begin = end;
-        let bytes = byte_len(tensor)?;
-        end = begin.checked_add(bytes).ok_or_else(|| write_size(tensor))?;
-        *range = (begin, end);
-        write_tensor(&mut header, tensor, begin, end);
+    let mut block = Vec::with_capacity(BLOCK);
+    let mut end_digits = Digits::new(0);
+    for positions in order.chunks(BLOCK) {
+        // Tensors lie in memory in another order than in the file. Looking at some before writing any
+        // lets the waits for memory overlap.
+        block.clear();
+        for tensor in positions.iter().filter_map(|&at| tensors.get(at)) {
+            block.push((tensor, is_plain(tensor.name.as_bytes()), byte_len(tensor)?));
+        }
+        for (&at, &(tensor, plain, bytes)) in positions.iter().zip(&block) {
+            let begin = end;
+            end = begin.checked_add(bytes).ok_or_else(|| write_size(tensor))?;
+            if let Some(range) = ranges.get_mut(at) {
+                *range = (begin, end);
+            }
+            // Where one tensor ends the next begins: each number is spelt once.
+            let offsets = (end_digits, Digits::new(end));
+            end_digits = offsets.1;
+            write_tensor(&mut header, tensor, plain, offsets);
+        }
     }
     header.push(b'}');
     pad(&mut header, options)?;
@@ -225,42 +239,78 @@ fn write_metadata(out: &mut Vec<u8>, metadata: &[(&str, &str)]) -> Result<(), Er
     Ok(())
 }
 
-fn write_tensor(out: &mut Vec<u8>, tensor: &TensorSpec<'_>, begin: u64, end: u64) {
+fn write_tensor(
+    out: &mut Vec<u8>,
+    tensor: &TensorSpec<'_>,
+    plain: bool,
+    (begin, end): (Digits, Digits),
+) {
     if out.last() != Some(&b'{') {
         out.push(b',');
     }
-    write_string(out, tensor.name);
-    out.extend_from_slice(b":{\"dtype\":\"");
+    if plain {
+        out.push(b'"');
+        out.extend_from_slice(tensor.name.as_bytes());
+        out.extend_from_slice(b"\":{\"dtype\":\"");
+    } else {
+        write_string(out, tensor.name);
+        out.extend_from_slice(b":{\"dtype\":\"");
+    }
     out.extend_from_slice(tensor.dtype.name().as_bytes());
     out.extend_from_slice(b"\",\"shape\":[");
     for (i, &extent) in tensor.shape.iter().enumerate() {
         if i > 0 {
             out.push(b',');
         }
-        write_integer(out, extent);
+        match extent {
+            0..10 => out.push(b'0' + extent as u8),
+            _ => Digits::new(extent).write(out),
+        }
     }
     out.extend_from_slice(b"],\"data_offsets\":[");
-    write_integer(out, begin);
+    begin.write(out);
     out.push(b',');
-    write_integer(out, end);
+    end.write(out);
     out.extend_from_slice(b"]}");
 }
 
-fn write_integer(out: &mut Vec<u8>, mut value: u64) {
-    if value < 10 {
-        return out.push(b'0' + value as u8);
-    }
-    let mut digits = [0; 20];
-    let mut used = 0;
-    for digit in digits.iter_mut().rev() {
-        *digit = b'0' + (value % 10) as u8;
-        value /= 10;
-        used += 1;
-        if value == 0 {
-            break;
+/// A number in decimal, packed into registers: its first digit in the lowest byte. Digits stored one by
+/// one and copied together would have to wait for each other.
+#[derive(Clone, Copy)]
+struct Digits {
+    packed: u128,
+    len: usize,
+    /// What stands before the 16 digits that fit.
+    above: u64,
+}
+
+impl Digits {
+    const MOST: usize = 16;
+    const ABOVE: u64 = 10_000_000_000_000_000;
+
+    #[inline]
+    fn new(value: u64) -> Self {
+        let (above, mut rest) = (value / Self::ABOVE, value % Self::ABOVE);
+        let (mut packed, mut len) = (0, 0);
+        loop {
+            packed = packed << 8 | (b'0' as u64 + rest % 10) as u128;
+            rest /= 10;
+            len += 1;
+            if rest == 0 && (above == 0 || len == Self::MOST) {
+                return Digits { packed, len, above };
+            }
         }
     }
-    out.extend_from_slice(digits.get(digits.len() - used..).unwrap_or(&[]));
+
+    #[inline]
+    fn write(self, out: &mut Vec<u8>) {
+        if self.above > 0 {
+            Digits::new(self.above).write(out);
+        }
+        // A copy of one size, and what is too much of it cut off, is faster than a copy of any size.
+        out.extend_from_slice(&self.packed.to_le_bytes());
+        out.truncate(out.len() - (Self::MOST - self.len));
+    }
 }
 
 /// Writes a JSON string with the escapes of spec 9.7: the two that JSON demands, the short forms,
@@ -416,9 +466,19 @@ mod tests {
         let mut out = Vec::new();
         write_string(&mut out, &every);
         assert_eq!(out, serde_json::to_vec(&every).unwrap());
-        let mut digits = Vec::new();
-        write_integer(&mut digits, u64::MAX);
-        write_integer(&mut digits, 0);
-        assert_eq!(digits, b"184467440737095516150");
+        let ends = [
+            0,
+            1,
+            9,
+            10,
+            Digits::ABOVE - 1,
+            Digits::ABOVE,
+            10 * Digits::ABOVE + 7,
+        ];
+        for value in ends.into_iter().chain([1_000_000, u64::MAX]) {
+            let mut digits = b"[".to_vec();
+            Digits::new(value).write(&mut digits);
+            assert_eq!(digits, alloc::format!("[{value}").as_bytes());
+        }
     }
 }

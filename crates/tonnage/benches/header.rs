@@ -272,7 +272,8 @@ fn read(count: usize) -> Vec<Row> {
     rows
 }
 
-/// Writing a file whose data is two bytes or four a tensor, so that the header is the work.
+/// Writing a file whose data is two bytes or four a tensor, so that the header is the work. The target is
+/// for laying out headers; `compat` also sorts by keys of any type and copies the data.
 fn write(count: usize) -> Vec<Row> {
     let names = names(count);
     let data = [0_u8; 4];
@@ -325,7 +326,7 @@ fn write(count: usize) -> Vec<Row> {
         ),
         (
             contender("compat: serialize", || compat::serialize(&ours, None)),
-            true,
+            false,
         ),
     ];
     compare("write", count, &contenders, (0.30, None))

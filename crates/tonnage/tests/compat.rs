@@ -451,6 +451,49 @@ fn a_file_holds_what_serialize_gives() {
     assert!(error.to_string().starts_with("I/O error: ") && error.source().is_some());
 }
 
+/// A key that sorts backwards and displays in capitals, as the reference's bounds allow.
+#[derive(PartialEq, Eq)]
+struct Backwards(&'static str);
+
+impl AsRef<str> for Backwards {
+    fn as_ref(&self) -> &str {
+        self.0
+    }
+}
+
+impl std::fmt::Display for Backwards {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0.to_uppercase())
+    }
+}
+
+impl Ord for Backwards {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        other.0.cmp(self.0)
+    }
+}
+
+impl PartialOrd for Backwards {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+#[test]
+fn keys_are_ordered_and_written_by_their_own_rules() {
+    let names = || ["b", "c", "a"].map(Backwards).into_iter();
+    let data = [1, 2];
+    let ours = TensorView::new(Dtype::U8, vec![2], &data).unwrap();
+    let other = reference::tensor::TensorView::new(reference::Dtype::U8, vec![2], &data).unwrap();
+    let expected = reference::serialize(names().map(|name| (name, &other)), None).unwrap();
+    let found = serialize(names().map(|name| (name, &ours)), None).unwrap();
+    assert_eq!(found, expected);
+    assert_eq!(
+        SafeTensors::deserialize(&found).unwrap().names(),
+        ["C", "B", "A"]
+    );
+}
+
 #[test]
 fn a_header_too_long_is_refused() {
     let notes = HashMap::from([("k".to_owned(), "a".repeat(100_000_000))]);

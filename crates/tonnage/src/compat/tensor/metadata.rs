@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
+use std::sync::OnceLock;
 
 use serde::de::{Error as _, MapAccess, Visitor};
 use serde::ser::SerializeMap;
@@ -30,8 +31,33 @@ pub struct Metadata {
     metadata: Option<HashMap<String, String>>,
     /// In the order of their bytes.
     tensors: Vec<TensorInfo>,
-    /// Places in `tensors` by name.
-    index: HashMap<String, usize>,
+    names: Names,
+    /// Places in `tensors` by name, made when the first name is looked up.
+    index: OnceLock<HashMap<String, usize>>,
+}
+
+/// Many names in one allocation.
+#[derive(Debug, Clone, Default)]
+struct Names {
+    text: String,
+    /// Where each name ends, and the next begins.
+    ends: Vec<usize>,
+}
+
+impl Names {
+    fn push(&mut self, name: &str) {
+        self.text.push_str(name);
+        self.ends.push(self.text.len());
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &str> {
+        let mut start = 0;
+        self.ends.iter().map(move |&end| {
+            let name = self.text.get(start..end).unwrap_or_default();
+            start = end;
+            name
+        })
+    }
 }
 
 impl Metadata {
@@ -50,9 +76,22 @@ impl Metadata {
         let mut end = 0;
         for (name, info) in tensors {
             end = check(&name, &info, end)?;
-            this.push(name, info)?;
+            if name == METADATA_KEY {
+                let why = Reason::WriteReservedName;
+                return Err(SafeTensorError::name_taken(&name, why));
+            }
+            this.push(&name, info);
         }
-        Ok(this)
+        // Of names that repeat, the index has one place only.
+        let index = this.index();
+        let mut named = this.names.iter().enumerate();
+        match named.find(|(at, name)| index.get(*name) != Some(at)) {
+            Some((_, name)) => Err(SafeTensorError::name_taken(name, Reason::WriteDuplicate)),
+            None => {
+                drop(named);
+                Ok(this)
+            }
+        }
     }
 
     /// What a header that was read says.
@@ -67,7 +106,7 @@ impl Metadata {
                 shape: info.shape.iter().map(|&extent| extent as usize).collect(),
                 data_offsets: (info.begin as usize, info.end as usize),
             };
-            this.push(info.name.to_owned(), owned)?;
+            this.push(info.name, owned);
         }
         Ok(this)
     }
@@ -76,47 +115,36 @@ impl Metadata {
         Metadata {
             metadata,
             tensors: Vec::with_capacity(len),
-            index: HashMap::with_capacity(len),
+            names: Names::default(),
+            index: OnceLock::new(),
         }
     }
 
-    fn push(&mut self, name: String, info: TensorInfo) -> Result<(), SafeTensorError> {
-        if name == METADATA_KEY {
-            return Err(SafeTensorError::name_taken(
-                &name,
-                Reason::WriteReservedName,
-            ));
-        }
-        match self.index.entry(name) {
-            std::collections::hash_map::Entry::Occupied(taken) => Err(SafeTensorError::name_taken(
-                taken.key(),
-                Reason::WriteDuplicate,
-            )),
-            std::collections::hash_map::Entry::Vacant(free) => {
-                free.insert(self.tensors.len());
-                self.tensors.push(info);
-                Ok(())
-            }
-        }
+    fn push(&mut self, name: &str, info: TensorInfo) {
+        self.names.push(name);
+        self.tensors.push(info);
+    }
+
+    fn index(&self) -> &HashMap<String, usize> {
+        let place = |(at, name): (usize, &str)| (name.to_owned(), at);
+        let index = || self.names.iter().enumerate().map(place).collect();
+        self.index.get_or_init(index)
     }
 
     /// What is said of the tensor of this name.
     pub fn info(&self, name: &str) -> Option<&TensorInfo> {
-        self.tensors.get(*self.index.get(name)?)
+        self.tensors.get(*self.index().get(name)?)
     }
 
     /// What is said of each tensor.
     pub fn tensors(&self) -> HashMap<String, &TensorInfo> {
-        self.names()
-            .into_iter()
-            .map(str::to_owned)
-            .zip(&self.tensors)
-            .collect()
+        let names = self.names.iter().map(str::to_owned);
+        names.zip(&self.tensors).collect()
     }
 
     /// The names in the order of the tensors' bytes.
     pub fn offset_keys(&self) -> Vec<String> {
-        self.names().into_iter().map(str::to_owned).collect()
+        self.names.iter().map(str::to_owned).collect()
     }
 
     /// Bytes of the data section.
@@ -127,17 +155,6 @@ impl Metadata {
     /// The `__metadata__` of the header.
     pub fn metadata(&self) -> &Option<HashMap<String, String>> {
         &self.metadata
-    }
-
-    /// The names beside `tensors`.
-    fn names(&self) -> Vec<&str> {
-        let mut names = vec![""; self.tensors.len()];
-        for (name, &at) in &self.index {
-            if let Some(slot) = names.get_mut(at) {
-                *slot = name;
-            }
-        }
-        names
     }
 }
 
@@ -160,7 +177,7 @@ impl Serialize for Metadata {
             let sorted: BTreeMap<&String, &String> = metadata.iter().collect();
             map.serialize_entry(METADATA_KEY, &sorted)?;
         }
-        for (name, info) in self.names().into_iter().zip(&self.tensors) {
+        for (name, info) in self.names.iter().zip(&self.tensors) {
             map.serialize_entry(name, info)?;
         }
         map.end()

@@ -170,34 +170,40 @@ fn compare<S: Ord, V: View>(left: &(S, V), right: &(S, V)) -> Ordering {
     dtypes.then_with(|| left.0.cmp(&right.0))
 }
 
-fn lay_out<S: Display, V: View>(
+fn lay_out<S: AsRef<str> + Display, V: View>(
     data: &[(S, V)],
     data_info: Option<&HashMap<String, String>>,
     order: Order,
 ) -> Result<Layout, SafeTensorError> {
-    // Names and extents in one allocation each; a part ends where the next begins.
-    let (mut names, mut extents) = (String::new(), Vec::new());
-    let mut ends = Vec::with_capacity(data.len());
-    for (name, view) in data {
-        // The name in the file is what the key displays as. Writing to a string cannot fail.
-        let _ = write!(names, "{name}");
+    // All extents in one allocation; a shape ends where the next begins.
+    let mut extents = Vec::with_capacity(2 * data.len());
+    for (_, view) in data {
         extents.extend(view.shape().iter().map(|&extent| extent as u64));
-        ends.push((names.len(), extents.len()));
     }
-    let mut start = (0, 0);
-    let specs: Vec<TensorSpec<'_>> = data
+    let mut rest = &extents[..];
+    let mut specs = Vec::with_capacity(data.len());
+    for (name, view) in data {
+        let (shape, others) = rest
+            .split_at_checked(view.shape().len())
+            .unwrap_or_default();
+        rest = others;
+        specs.push(TensorSpec {
+            name: name.as_ref(),
+            dtype: view.dtype(),
+            shape,
+        });
+    }
+    // The name in the file is what the key displays as, which is nearly always what it is as text.
+    let mut texts = Vec::new();
+    if !data
         .iter()
-        .zip(ends)
-        .map(|((_, view), end)| {
-            let spec = TensorSpec {
-                name: names.get(start.0..end.0).unwrap_or_default(),
-                dtype: view.dtype(),
-                shape: extents.get(start.1..end.1).unwrap_or_default(),
-            };
-            start = end;
-            spec
-        })
-        .collect();
+        .all(|(name, _)| displays_as(name, name.as_ref()))
+    {
+        texts.extend(data.iter().map(|(name, _)| name.to_string()));
+    }
+    for (spec, text) in specs.iter_mut().zip(&texts) {
+        spec.name = text;
+    }
     let pairs: Option<Vec<(&str, &str)>> =
         data_info.map(|info| info.iter().map(|(k, v)| (&**k, &**v)).collect());
     let options = WriteOptions {
@@ -206,4 +212,20 @@ fn lay_out<S: Display, V: View>(
     };
     layout(&specs, pairs.as_deref(), &options)
         .map_err(|error| SafeTensorError::from_format(&error, &[]))
+}
+
+/// Whether `value` displays as `text`, found without writing it anywhere.
+fn displays_as(value: &impl Display, text: &str) -> bool {
+    let mut rest = Rest(text);
+    write!(rest, "{value}").is_ok() && rest.0.is_empty()
+}
+
+/// What is still to come of an expected text.
+struct Rest<'a>(&'a str);
+
+impl std::fmt::Write for Rest<'_> {
+    fn write_str(&mut self, part: &str) -> std::fmt::Result {
+        self.0 = self.0.strip_prefix(part).ok_or(std::fmt::Error)?;
+        Ok(())
+    }
 }
