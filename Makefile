@@ -112,7 +112,8 @@ test-cross: ## big-endian s390x under qemu, wasm32 in node
 	scripts/test-cross.sh
 
 .PHONY: bench
-bench: $(VENV)/.test build ## every number of BENCHMARKS.md, beside the reference's
+bench: $(VENV)/.test build ## every number of BENCHMARKS.md, beside the reference’s
+	$(CARGO) bench --locked -p tonnage --bench header
 	$(PY) -m bench
 
 .PHONY: fuzz
