@@ -91,7 +91,7 @@ pub struct Inspect {
     /// Read the values: minimum, maximum, mean, standard deviation, NaN, infinities, zeros
     #[arg(long)]
     pub stats: bool,
-    /// Only tensors that match this glob (* ? [abc]); may be repeated
+    /// Only tensors that match this glob (`* ? [abc]`); may be repeated
     #[arg(long, short, value_name = "GLOB")]
     pub select: Vec<String>,
 }
@@ -142,7 +142,7 @@ pub struct Diff {
     /// Metadata that differ make the checkpoints different (they are always shown)
     #[arg(long)]
     pub metadata: bool,
-    /// Only tensors that match this glob (* ? [abc]); may be repeated
+    /// Only tensors that match this glob (`* ? [abc]`); may be repeated
     #[arg(long, short, value_name = "GLOB")]
     pub select: Vec<String>,
 }

@@ -1,7 +1,7 @@
 //! Runs reads, writes and copies: the plain host path.
 //!
-//! Work comes as jobs: bytes of a source that belong in a buffer ([`read`]), bytes of a buffer that belong
-//! in a sink ([`write`]), bytes of a source that belong in a sink ([`copy`]). The engine sorts them by
+//! Work comes as jobs: bytes of a source that belong in a buffer ([`read()`]), bytes of a buffer that belong
+//! in a sink ([`write()`]), bytes of a source that belong in a sink ([`copy()`]). The engine sorts them by
 //! file and offset, joins small neighbours, cuts large ones into blocks, and deals the blocks to a few
 //! threads. What it promises:
 //!

@@ -1,9 +1,9 @@
 //! `tonnage._native`: the native half of the Python package. Translation only — handles, exceptions, text.
 //!
-//! * [`error`]: every exception the package raises, and how Rust errors become them.
-//! * [`buffer`]: memory that Python sees; the one file with `unsafe`.
-//! * [`dropin`]: the reference package's native surface (`safe_open`, `serialize`, …).
-//! * [`paved`]: the native side of `tonnage.open`, `save`, `Writer` and `verify`.
+//! * `error`: every exception the package raises, and how Rust errors become them.
+//! * `buffer`: memory that Python sees; the one file with `unsafe`.
+//! * `dropin`: the reference package's native surface (`safe_open`, `serialize`, …).
+//! * `paved`: the native side of `tonnage.open`, `save`, `Writer` and `verify`.
 //!
 //! What a tensor is in each framework lives in Python (`tonnage._adapters`), since that is where the
 //! frameworks live; the native side hands an adapter a buffer, a dtype and a shape.

@@ -11,7 +11,7 @@ use crate::Error;
 /// is an error; a read that reaches past the end is `UnexpectedEof` and names the source; a read of
 /// nothing succeeds anywhere up to the end; no read changes what another sees.
 pub trait Source: Send + Sync + Debug {
-    /// What messages call it: the path, or "<bytes>".
+    /// What messages call it: the path, or `<bytes>`.
     fn label(&self) -> &str;
 
     /// Length in bytes when it was opened.
