@@ -54,7 +54,7 @@ impl<S: Source> ReadAhead<S> {
 
     /// Answers from the block, filling it first where the read goes on from the last one. False if the
     /// read is for the source itself.
-    fn from_block(&self, block: &mut Block, offset: u64, dst: &mut [u8]) -> bool {
+    fn serve(&self, block: &mut Block, offset: u64, dst: &mut [u8]) -> bool {
         let follows = std::mem::replace(&mut block.next, offset + dst.len() as u64) == offset;
         if let Some(bytes) = block.get(offset, dst.len()) {
             dst.copy_from_slice(bytes);
@@ -96,7 +96,7 @@ impl<S: Source> Source for ReadAhead<S> {
                 Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
                 Err(TryLockError::WouldBlock) => return self.inner.read_exact_at(offset, dst),
             };
-            if self.from_block(&mut block, offset, dst) {
+            if self.serve(&mut block, offset, dst) {
                 return Ok(());
             }
         }
