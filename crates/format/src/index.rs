@@ -391,6 +391,12 @@ impl IndexBuilder {
     /// # Errors
     /// A tensor or a metadata key that was added twice, or a file name that no reader would accept.
     pub fn finish(mut self) -> Result<String, Error> {
+        if self.metadata.iter().any(|(key, _)| key == "total_size") {
+            // The size is counted here; a second one would make an index that no reader takes.
+            return Err(Error::new(Reason::WriteDuplicate)
+                .found("metadata key \"total_size\" twice")
+                .needed("each key once"));
+        }
         self.places.sort();
         self.metadata.sort();
         for pairs in [&self.places, &self.metadata] {
@@ -602,6 +608,9 @@ mod tests {
         let mut outside = IndexBuilder::new();
         outside.add("a", "../m.safetensors", 0);
         assert_eq!(outside.finish().unwrap_err().reason(), Reason::IndexPath);
+        let mut sized = IndexBuilder::new();
+        sized.metadata("total_size", "7");
+        assert_eq!(sized.finish().unwrap_err().reason(), Reason::WriteDuplicate);
         let empty = IndexBuilder::new().finish().unwrap();
         assert!(parse(&empty).unwrap().is_empty());
     }
