@@ -91,6 +91,7 @@ def imports(folder: Path, rounds: int) -> list[Row]:
 def load(folder: Path, rounds: int) -> list[Row]:
     """1 GiB from the page cache and from the disk."""
     path = write_file(folder / "large.safetensors", LARGE)
+    first = str(write_file(folder / "one.safetensors", {"one": [4, 4]}))
 
     def cold() -> None:
         settle()
@@ -102,7 +103,8 @@ def load(folder: Path, rounds: int) -> list[Row]:
 
     def row(framework: str, state: str, title: str, task: str, **more: Any) -> Row:
         before = hot if state == "warm" else cold
-        arguments = {"path": str(path), "framework": framework, **more}
+        common = {"framework": framework, **more}
+        arguments = {**common, "path": str(path), "warm_up": {**common, "path": first}}
         title = f"{framework}, {state}: {title}"
         return compare(title, task, arguments, rounds=rounds, before=before)
 

@@ -66,6 +66,7 @@ def load(side: str, path: str, framework: str, use: bool) -> Job:
 
 def load_owned(side: str, path: str, framework: str) -> Job:
     """Tensors that own their memory and no longer need the file, every byte read."""
+    load_file = module(side, framework).load_file  # and the framework, which is not the subject
     if side == "tonnage":
         import tonnage
 
@@ -74,7 +75,6 @@ def load_owned(side: str, path: str, framework: str) -> Job:
             return tensors, touch(tensors)
 
         return job
-    load_file = module(side, framework).load_file
 
     def job() -> object:
         views = load_file(path)
