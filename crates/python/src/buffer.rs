@@ -27,8 +27,9 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use tonnage::storage::PrivateMap;
 
-/// Alignment of owned memory: a cache line, and enough for every dtype and vector unit.
-const ALIGN: usize = 64;
+/// Alignment of owned memory: enough for every dtype, and what `calloc` gives by itself. Beyond that the
+/// allocator would clear the memory by hand, on one thread, before it is read into.
+const ALIGN: usize = 16;
 
 /// Zeroed memory of this process.
 #[derive(Debug)]
