@@ -1,6 +1,6 @@
 # Everything a newcomer, a contributor and CI run. `make help` lists it.
 #
-# Needs: Debian 12 or the like, CPython 3.11, a Rust toolchain (1.85 or newer) and a package
+# Needs: Debian 12 or the like, CPython 3.11, a Rust toolchain (1.88 or newer) and a package
 # registry to reach. Everything else goes into .venv/ and target/.
 
 SHELL := /bin/bash
@@ -106,6 +106,7 @@ test-slow: $(VENV)/.test build ## minutes to hours: millions of generated header
 .PHONY: test-reference
 test-reference: $(VENV)/.test build ## the reference's own tests, run on it and on Tonnage
 	$(PY) scripts/reference_tests.py
+	$(PY) scripts/reference_rust.py
 
 .PHONY: test-cross
 test-cross: ## big-endian s390x under qemu, wasm32 in node

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 
-RUST = (1, 85)
+RUST = (1, 88)
 PYTHON = (3, 11)
 
 
@@ -29,7 +29,7 @@ def problems() -> list[str]:
         match = re.match(r"rustc (\d+)\.(\d+)", text)
         if match is None or (int(match[1]), int(match[2])) < RUST:
             found.append(
-                f"{text.strip() or 'rustc'}: Rust 1.85 or newer is needed (https://rustup.rs)"
+                f"{text.strip() or 'rustc'}: Rust 1.88 or newer is needed (https://rustup.rs)"
             )
     if shutil.which("cc") is None:
         found.append("no C linker (cc): apt-get install gcc")
