@@ -21,6 +21,7 @@ struct Room {
 const FORMAT: &str = "tonnage-format";
 const STORAGE: &str = "tonnage-storage";
 const ENGINE: &str = "tonnage-engine";
+const DEVICE: &str = "tonnage-device";
 const FACADE: &str = "tonnage";
 
 const HOUSE: &[Room] = &[
@@ -37,14 +38,20 @@ const HOUSE: &[Room] = &[
         outside: Some(&["memmap2", "rustix"]),
     },
     Room {
+        name: DEVICE,
+        rooms: &[FORMAT],
+        // Anonymous maps for the host; everything else is opened at run time.
+        outside: Some(&["memmap2"]),
+    },
+    Room {
         name: ENGINE,
-        rooms: &[FORMAT, STORAGE],
+        rooms: &[FORMAT, STORAGE, DEVICE],
         // Anonymous maps, for destinations in huge pages.
         outside: Some(&["memmap2"]),
     },
     Room {
         name: FACADE,
-        rooms: &[FORMAT, STORAGE, ENGINE],
+        rooms: &[FORMAT, STORAGE, DEVICE, ENGINE],
         // Half precision for conversions; serde for `compat`, whose types are part of its API.
         outside: Some(&["half", "serde", "serde_json"]),
     },
@@ -61,7 +68,14 @@ const HOUSE: &[Room] = &[
 ];
 
 /// The only files that may hold `unsafe`, each with numbered invariants at its top.
-const UNSAFE: &[&str] = &["crates/storage/src/mmap.rs", "crates/python/src/buffer.rs"];
+const UNSAFE: &[&str] = &[
+    "crates/storage/src/mmap.rs",
+    "crates/device/src/host.rs",
+    // Signatures that state a caller's promise; no unsafe operation.
+    "crates/device/src/lib.rs",
+    "crates/device/src/queue.rs",
+    "crates/python/src/buffer.rs",
+];
 
 fn root() -> PathBuf {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
