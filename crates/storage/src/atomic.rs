@@ -1,7 +1,7 @@
 //! A file that is replaced whole or not at all.
 //!
-//! The order is: temporary file beside the target, `fallocate` (a full disk is met here), writes, mode and
-//! owner, `fsync` of the file, `rename`, `fsync` of the folder. Up to the rename the old file is untouched;
+//! The order is: temporary file beside the target, `fallocate` (a full disk is met here), writes (past the
+//! page cache where they are to be durable and the disk takes it: `direct_write.rs`), mode and owner, `fsync` of the file, `rename`, `fsync` of the folder. Up to the rename the old file is untouched;
 //! the rename itself is atomic; after the last step the new file survives a power cut. An error or a drop
 //! on the way removes the temporary file.
 
@@ -9,12 +9,15 @@ use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{Access, Advice, FallocateFlags, Gid, Uid};
 use rustix::io::Errno;
 
+use crate::direct_write::{ALIGN, DirectFile};
 use crate::temp::{Temp, folder_of, sweep};
-use crate::{Error, Sink};
+use crate::{DirectWrite, Error, Sink};
 
 /// What a save survives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -58,6 +61,11 @@ pub struct AtomicFile {
     target: PathBuf,
     label: String,
     durability: Durability,
+    /// The same file, opened for direct writes when they are first asked for; `None` where they are not
+    /// to be had.
+    direct: OnceLock<Option<DirectFile>>,
+    /// Bytes that room was made for.
+    reserved: AtomicU64,
 }
 
 /// A complete file, still under its temporary name, and on the disk if that was asked for.
@@ -106,6 +114,8 @@ impl AtomicFile {
             target,
             label: path.display().to_string(),
             durability: options.durability,
+            direct: OnceLock::new(),
+            reserved: AtomicU64::new(0),
         })
     }
 
@@ -208,12 +218,18 @@ impl Sink for AtomicFile {
     }
 
     fn reserve(&self, len: u64) -> Result<(), Error> {
-        if len == 0 {
+        // Asked again as a file grows, only the rest is reserved.
+        let before = self.reserved.load(Ordering::Relaxed);
+        let Some(more) = len.checked_sub(before).filter(|&more| more > 0) else {
             return Ok(());
-        }
-        match rustix::fs::fallocate(self.file(), FallocateFlags::empty(), 0, len) {
+        };
+        match rustix::fs::fallocate(self.file(), FallocateFlags::empty(), before, more) {
+            Ok(()) => {
+                self.reserved.fetch_max(len, Ordering::Relaxed);
+                Ok(())
+            }
             // File systems that cannot reserve will say so at the write instead.
-            Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL | Errno::INTR) => Ok(()),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL | Errno::INTR) => Ok(()),
             Err(e) => Err(Error::new("reserve room for", &self.label, e)),
         }
     }
@@ -233,10 +249,39 @@ impl Sink for AtomicFile {
         }
     }
 
+    fn direct(&self) -> Option<&dyn DirectWrite> {
+        // What nobody waits for is soonest done in the page cache.
+        if !self.durability.syncs_files() {
+            return None;
+        }
+        let opened = self
+            .direct
+            .get_or_init(|| DirectFile::beside(self.file(), self.temp.path()));
+        match opened {
+            Some(direct) if !direct.is_refused() => Some(self),
+            _ => None,
+        }
+    }
+
     fn sync(&self) -> Result<(), Error> {
         self.file()
             .sync_all()
             .map_err(|e| Error::new("bring to the disk", &self.label, e))
+    }
+}
+
+impl DirectWrite for AtomicFile {
+    fn align(&self) -> usize {
+        ALIGN
+    }
+
+    fn write_direct_at(&self, offset: u64, src: &[u8]) -> Result<(), Error> {
+        match self.direct.get() {
+            Some(Some(direct)) => direct
+                .write_all_at(self.file(), offset, src)
+                .map_err(|e| Error::new("write", &self.label, e)),
+            _ => self.write_all_at(offset, src),
+        }
     }
 }
 

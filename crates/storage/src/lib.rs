@@ -36,6 +36,7 @@
 mod ahead;
 mod atomic;
 pub mod beneath;
+mod direct_write;
 mod error;
 mod file;
 mod memory;
@@ -50,5 +51,5 @@ pub use error::Error;
 pub use file::FileSource;
 pub use memory::MemorySource;
 pub use mmap::{MmapSource, PrivateMap};
-pub use sink::{MemorySink, Sink};
+pub use sink::{DirectWrite, MemorySink, Sink};
 pub use source::Source;

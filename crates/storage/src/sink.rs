@@ -32,11 +32,32 @@ pub trait Sink: Send + Sync + Debug {
     /// Hints that this range is complete: it may go to the disk while others are still written.
     fn start_writeback(&self, _offset: u64, _len: u64) {}
 
+    /// Writing past the page cache, where this sink can do that and gains by it.
+    fn direct(&self) -> Option<&dyn DirectWrite> {
+        None
+    }
+
     /// Returns when everything written is on the disk.
     ///
     /// # Errors
     /// As [`Sink::write_all_at`].
     fn sync(&self) -> Result<(), Error>;
+}
+
+/// Writes that go from memory to the disk, past the page cache.
+///
+/// They and [`Sink::write_all_at`] may be mixed in one file, as long as no aligned block of
+/// [`DirectWrite::align`] bytes is written to in both ways.
+pub trait DirectWrite: Send + Sync {
+    /// What offsets, lengths and addresses have to be multiples of.
+    fn align(&self) -> usize;
+
+    /// Writes all of `src` from `offset` on.
+    ///
+    /// # Errors
+    /// As [`Sink::write_all_at`]. What is not aligned, or is refused by a file system that does not
+    /// write directly after all, is written the other way and is no error.
+    fn write_direct_at(&self, offset: u64, src: &[u8]) -> Result<(), Error>;
 }
 
 /// A sink in memory: what becomes of a file that nobody wants on a disk.
