@@ -117,6 +117,19 @@ bench: $(VENV)/.test build ## every number of BENCHMARKS.md, beside the referenc
 	$(CARGO) bench --locked -p tonnage --bench header
 	$(PY) -m bench
 
+.PHONY: gpu-bundle
+gpu-bundle: $(VENV)/.base ## wheel, contract test and peers’ wheels into .gpu/, for a machine with a GPU and no Rust
+	CARGO_TARGET_DIR=$(TARGET) scripts/gpu_bundle.sh
+
+# Neither needs the environment or Rust where a bundle was brought along.
+.PHONY: test-gpu
+test-gpu: ## the suite on an NVIDIA GPU, from this checkout or from .gpu/
+	CARGO_TARGET_DIR=$(TARGET) scripts/test-gpu.sh
+
+.PHONY: bench-gpu
+bench-gpu: ## loading to an NVIDIA GPU beside the reference and the fast loaders, from .gpu/
+	python3 -m bench.gpu --bundle .gpu --out $(REPORTS)
+
 .PHONY: fuzz
 fuzz: ## cargo-fuzz on the header and index readers, FUZZ_SECONDS each
 	scripts/fuzz.sh $(FUZZ_SECONDS)
