@@ -18,6 +18,7 @@ pub mod host;
 mod id;
 mod pool;
 mod queue;
+pub mod vulkan;
 
 use std::any::Any;
 use std::fmt::Debug;

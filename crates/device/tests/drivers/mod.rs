@@ -1,0 +1,95 @@
+//! The Vulkan drivers that `scripts/vulkan-drivers.sh` unpacks, for tests.
+//!
+//! The loader reads its variables once a process, and a process can't set its own safely: a test runs itself
+//! once more, alone, with the driver that it wants.
+
+#![allow(dead_code, reason = "each test program uses a part of it")]
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Tells the second run from the first.
+const INSIDE: &str = "TONNAGE_TEST_INSIDE";
+
+/// Where the drivers are, if this machine is to have them.
+fn home() -> Option<PathBuf> {
+    if env::var("TONNAGE_TEST_VULKAN").is_ok_and(|value| value == "none") {
+        assert!(env::var_os("CI").is_none(), "CI has the drivers");
+        return None;
+    }
+    // The folder for the files of tests is in the folder of everything built.
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent();
+    let home = target.expect("a parent").join("vulkan");
+    assert!(
+        home.join("stamp").is_file(),
+        "no drivers in {}: run scripts/vulkan-drivers.sh; TONNAGE_TEST_VULKAN=none leaves these tests out",
+        home.display()
+    );
+    Some(home)
+}
+
+/// A process that has this driver and no other.
+pub fn with_driver(command: &mut Command, home: &Path, driver: &str) {
+    command
+        .env("LD_LIBRARY_PATH", home.join("lib"))
+        .env("VK_DRIVER_FILES", home.join(format!("{driver}.json")))
+        .env("VK_ADD_LAYER_PATH", home.join("layers"))
+        // Mesa's own layer asks a display for its favourite card.
+        .env("NODEVICE_SELECT", "1");
+}
+
+fn run_again(test: &str, driver: &str, prepare: impl FnOnce(&mut Command)) {
+    let Some(home) = home() else { return };
+    let mut command = Command::new(env::current_exe().expect("this program"));
+    command.args([test, "--exact", "--nocapture"]);
+    with_driver(&mut command, &home, driver);
+    command.env(INSIDE, "1");
+    prepare(&mut command);
+    let output = command.output().expect("this program runs");
+    let text = [&output.stdout[..], &output.stderr[..]].concat();
+    let text = String::from_utf8_lossy(&text);
+    assert!(output.status.success(), "{test} on {driver}:\n{text}");
+    assert!(text.contains("1 passed"), "{test} is a test:\n{text}");
+}
+
+/// Runs `body`, which is all of the test of this name, on a driver.
+pub fn on(driver: &str, test: &str, body: fn()) {
+    match env::var_os(INSIDE) {
+        Some(_) => body(),
+        None => run_again(test, driver, |_| ()),
+    }
+}
+
+/// As [`on`], with the validation layer looking on, hazards between copies included. Gives what it said.
+pub fn validated(driver: &str, test: &str, body: fn()) -> String {
+    if env::var_os(INSIDE).is_some() {
+        body();
+        return String::new();
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let (settings, log) = (
+        folder.path().join("vk_layer_settings.txt"),
+        folder.path().join("log"),
+    );
+    let text = format!(
+        "khronos_validation.debug_action = VK_DBG_LAYER_ACTION_LOG_MSG\n\
+         khronos_validation.log_filename = {}\n\
+         khronos_validation.report_flags = error,warn,perf\n\
+         khronos_validation.enable_message_limit = false\n\
+         khronos_validation.validate_sync = true\n\
+         khronos_validation.validate_best_practices = false\n",
+        log.display()
+    );
+    fs::write(&settings, text).expect("settings");
+    run_again(test, driver, |command| {
+        command
+            .env("VK_INSTANCE_LAYERS", "VK_LAYER_KHRONOS_validation")
+            .env("VK_LAYER_SETTINGS_PATH", &settings);
+    });
+    if home().is_none() {
+        return String::new();
+    }
+    fs::read_to_string(&log).expect("the layer's log: it is not active")
+}
