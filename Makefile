@@ -81,7 +81,7 @@ lint-python: $(VENV)/.test build
 	$(VENV)/bin/stubtest tonnage --mypy-config-file pyproject.toml --allowlist tests/python/stubtest-allow.txt --ignore-unused-allowlist
 
 .PHONY: test-rust
-test-rust: $(VENV)/.base
+test-rust: $(VENV)/.base vulkan-drivers
 	@mkdir -p $(REPORTS)
 	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
 	  $(CARGO) nextest run --workspace --locked --no-fail-fast --status-level fail --hide-progress-bar; \
@@ -90,6 +90,10 @@ test-rust: $(VENV)/.base
 	  $(CARGO) test --workspace --locked --no-fail-fast --lib --bins --tests; \
 	fi
 	$(CARGO) test --workspace --locked --quiet --doc
+
+.PHONY: vulkan-drivers
+vulkan-drivers: ## Vulkan drivers that need no GPU, for the tests, into target/vulkan
+	@CARGO_TARGET_DIR=$(TARGET) scripts/vulkan-drivers.sh
 
 .PHONY: test-python
 test-python: $(VENV)/.test build
