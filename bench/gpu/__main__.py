@@ -27,14 +27,20 @@ from .run import Sample, Worker
 #: Which wheel's folder a side runs from, and what it is called in the tables.
 SIDES = {
     "tonnage": ("tonnage", "Tonnage"),
-    "reference": ("safetensors", "reference 0.8, load_file"),
+    "reference": ("safetensors", "reference 0.8"),
     "get_tensor": ("safetensors", "reference 0.8, get_tensor of each"),
     "get_slice": ("safetensors", "reference 0.8, get_slice of each"),
     "prefetch": ("safetensors-rc", "reference 0.9rc1, prefetch, all files at once"),
     "prefetch_in_turn": ("safetensors-rc", "reference 0.9rc1, prefetch, file by file"),
     "fastsafetensors": ("fastsafetensors", "fastsafetensors"),
+    "fastsafetensors_buffered": ("fastsafetensors", "fastsafetensors, buffered"),
     "instanttensor": ("instanttensor", "InstantTensor"),
+    "instanttensor_buffered": ("instanttensor", "InstantTensor, buffered"),
 }
+#: Who loads everything, from where: a peer's way for cached files is no way for others.
+COLD = ("tonnage", "reference", "prefetch", "prefetch_in_turn", "fastsafetensors", "instanttensor")
+WARM = (*COLD, "fastsafetensors_buffered", "instanttensor_buffered")
+SMALL = ("tonnage", "reference", "get_tensor", "prefetch", "fastsafetensors", "instanttensor")
 PARTS = ("limits", "load", "small", "first", "sliced", "budgets", "save")
 
 
@@ -88,7 +94,7 @@ class Bench:
         cases = [case for case in cases if case[1] not in absent]
         rows = [Row(part, what, side) for what, side, _, _ in cases]
         self.rows += rows
-        slowest = 20.0
+        slowest = 3.0 * len(cases)
         for number in range(count):
             if not self.left(f"{part}, round {number + 1}", slowest):
                 return
@@ -113,18 +119,18 @@ class Bench:
         for name, speed in self.limits.items():
             print(f"{name:45} {speed:8.2f} GB/s", flush=True)
 
-    def load(self, folder: Path, part: str, states: list[str], sides: list[str]) -> None:
+    def load(self, folder: Path) -> None:
         before = {"cold": lambda: files.evict(folder), "warm": lambda: files.warm(folder)}
         cases = [
             (state, side, {"folder": str(folder)}, before[state])
-            for state in states
+            for state, sides in (("cold", COLD), ("warm", WARM))
             for side in sides
         ]
-        self.rounds(part, cases, "load", self.arguments.rounds)
+        self.rounds("load", cases, "load", self.arguments.rounds)
 
-    def other(self, task: str, folder: Path, sides: list[str], count: int) -> None:
+    def warm(self, part: str, task: str, folder: Path, sides: tuple[str, ...], count: int) -> None:
         cases = [("warm", s, {"folder": str(folder)}, lambda: files.warm(folder)) for s in sides]
-        self.rounds(task, cases, task, count)
+        self.rounds(part, cases, task, count)
 
     def budgets(self, folder: Path) -> None:
         cases = [
@@ -157,7 +163,6 @@ class Bench:
 
     def run(self) -> None:
         parts = self.arguments.parts or PARTS
-        everybody = [side for side in SIDES if side not in ("get_tensor", "get_slice")]
         start = time.monotonic()
         entries = files.transformer(int(self.arguments.gib * 2**30))
         large = files.write(self.folder / "large", entries, 3)
@@ -166,13 +171,15 @@ class Bench:
         if "limits" in parts:
             self.measure_limits(large)
         if "load" in parts:
-            self.load(large, "load", ["cold", "warm"], everybody)
+            self.load(large)
+        fewer = max(1, self.arguments.rounds - 1)
         if "small" in parts:
-            self.load(many, "small", ["warm"], [*everybody, "get_tensor"])
+            self.warm("small", "load", many, SMALL, fewer)
         if "first" in parts:
-            self.other("first", large, ["tonnage", "prefetch", "instanttensor", "get_tensor"], 3)
+            sides = ("tonnage", "prefetch", "instanttensor_buffered", "get_tensor")
+            self.warm("first", "first", large, sides, fewer)
         if "sliced" in parts:
-            self.other("sliced", large, ["tonnage", "prefetch", "get_slice"], 2)
+            self.warm("sliced", "sliced", large, ("tonnage", "prefetch", "get_slice"), fewer)
         if "budgets" in parts:
             self.budgets(large)
         if "save" in parts:

@@ -74,7 +74,9 @@ def prefetch_load(folder: str, device: str, at_once: bool) -> tuple[Tensors, obj
     return tensors, None
 
 
-def fast_load(folder: str, device: str) -> tuple[Tensors, object]:
+def fast_load(folder: str, device: str, buffered: bool) -> tuple[Tensors, object]:
+    if buffered:
+        os.environ["FASTSAFETENSORS_ODIRECT"] = "0"
     from fastsafetensors import SafeTensorsFileLoader
 
     loader = SafeTensorsFileLoader(None, device=device, nogds=True)
@@ -83,11 +85,12 @@ def fast_load(folder: str, device: str) -> tuple[Tensors, object]:
     return {name: buffers.get_tensor(name) for name in loader.get_keys()}, (loader, buffers)
 
 
-def instant_load(folder: str, device: str) -> tuple[Tensors, object]:
-    from instanttensor import safe_open
+def instant_load(folder: str, device: str, buffered: bool) -> tuple[Tensors, object]:
+    from instanttensor import BackendPolicy, safe_open
 
     paths = files.shards(Path(folder))
-    with safe_open(paths, framework="pt", device=device) as file:
+    backend = BackendPolicy.BUFFERED if buffered else None
+    with safe_open(paths, framework="pt", device=device, backend=backend) as file:
         return dict(file.tensors()), None
 
 
@@ -97,8 +100,10 @@ LOADERS: dict[str, Callable[..., tuple[Tensors, object]]] = {
     "get_tensor": get_tensor_load,
     "prefetch": lambda folder, device: prefetch_load(folder, device, at_once=True),
     "prefetch_in_turn": lambda folder, device: prefetch_load(folder, device, at_once=False),
-    "fastsafetensors": fast_load,
-    "instanttensor": instant_load,
+    "fastsafetensors": lambda folder, device: fast_load(folder, device, False),
+    "fastsafetensors_buffered": lambda folder, device: fast_load(folder, device, True),
+    "instanttensor": lambda folder, device: instant_load(folder, device, False),
+    "instanttensor_buffered": lambda folder, device: instant_load(folder, device, True),
 }
 
 
@@ -112,11 +117,13 @@ def first(side: str, folder: str, device: str) -> tuple[Tensors, object]:
         import tonnage
 
         stream: Any = tonnage.open(folder).stream(device=device, framework="torch")
-    elif side == "instanttensor":
+    elif side == "instanttensor_buffered":
+        from instanttensor import BackendPolicy
         from instanttensor import safe_open as instant_open
 
         # Closed when the process ends: what is timed is the first tensor.
-        stream = instant_open(paths, framework="pt", device=device).__enter__().tensors()
+        opened = instant_open(paths, framework="pt", device=device, backend=BackendPolicy.BUFFERED)
+        stream = opened.__enter__().tensors()
     else:
         from safetensors import safe_open
 
