@@ -8,7 +8,7 @@ use std::fs::File;
 use std::sync::{Mutex, TryLockError};
 
 use crate::source::check;
-use crate::{Error, Source};
+use crate::{DirectRead, Error, Residency, Source, StorageKind};
 
 /// Longest read that is served from a block: beyond this the copy costs more than the call.
 const SMALL: usize = 16 << 10;
@@ -113,6 +113,22 @@ impl<S: Source> Source for ReadAhead<S> {
 
     fn file(&self) -> Option<&File> {
         self.inner.file()
+    }
+
+    fn direct(&self) -> Option<&dyn DirectRead> {
+        self.inner.direct()
+    }
+
+    fn residency(&self, offset: u64, len: u64) -> Residency {
+        self.inner.residency(offset, len)
+    }
+
+    fn kind(&self) -> StorageKind {
+        self.inner.kind()
+    }
+
+    fn forget(&self, offset: u64, len: u64) {
+        self.inner.forget(offset, len);
     }
 }
 

@@ -4,16 +4,23 @@ use std::fs::File;
 use std::io::{self, IoSliceMut};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::{Arc, OnceLock};
 
+use crate::direct::{DirectFile, DirectRead};
+use crate::kind::{self, StorageKind};
+use crate::residency::{self, Residency};
 use crate::source::{Source, check};
 use crate::{Error, temp};
 
 /// An open regular file.
 #[derive(Debug)]
 pub struct FileSource {
-    file: File,
-    label: String,
+    file: Arc<File>,
+    label: Arc<str>,
     len: u64,
+    kind: StorageKind,
+    /// The file open once more, for direct reads; from the first time that someone asks.
+    direct: OnceLock<Option<DirectFile>>,
 }
 
 /// Linux takes at most 1024 buffers in one `preadv`.
@@ -38,9 +45,15 @@ impl FileSource {
     /// # Errors
     /// As [`FileSource::open`].
     pub fn from_file(file: File, label: impl Into<String>) -> Result<Self, Error> {
-        let label = label.into();
+        let label: Arc<str> = label.into().into();
         let len = regular_len(&file, &label)?;
-        Ok(FileSource { file, label, len })
+        Ok(FileSource {
+            kind: kind::of_file(&file),
+            file: Arc::new(file),
+            label,
+            len,
+            direct: OnceLock::new(),
+        })
     }
 }
 
@@ -127,5 +140,32 @@ impl Source for FileSource {
 
     fn file(&self) -> Option<&File> {
         Some(&self.file)
+    }
+
+    fn direct(&self) -> Option<&dyn DirectRead> {
+        let open = || DirectFile::open(&self.file, &self.label, self.len);
+        let direct = self.direct.get_or_init(open).as_ref()?;
+        Some(direct)
+    }
+
+    fn residency(&self, offset: u64, len: u64) -> Residency {
+        // What was cut off of the file meanwhile is not there, so it is not in the cache either.
+        let offset = offset.min(self.len);
+        residency::of_file(&self.file, offset, len.min(self.len - offset))
+    }
+
+    fn kind(&self) -> StorageKind {
+        self.kind
+    }
+
+    fn forget(&self, offset: u64, len: u64) {
+        #[cfg(target_os = "linux")]
+        if let Some(len) = std::num::NonZeroU64::new(len) {
+            // Advice: if it is not followed, nothing is lost but room.
+            let dont_need = rustix::fs::Advice::DontNeed;
+            let _ = rustix::fs::fadvise(&*self.file, offset, Some(len), dont_need);
+        }
+        #[cfg(not(target_os = "linux"))]
+        let _ = (offset, len);
     }
 }

@@ -11,6 +11,8 @@
 //!   whatever goes wrong before, the old file is as it was and nothing is left behind.
 //! * **An error keeps what the system said** ([`Error::kind`], [`Error::raw_os_error`]) and names the
 //!   file. A missing permission is `PermissionDenied`, not `NotFound`.
+//! * **What the page cache has is known and left alone**: [`Source::residency`] says how much of a range is
+//!   in it, [`Source::direct`] reads past it, [`Source::forget`] drops what a read brought in.
 //! * **A name from a stranger's file leads nowhere else**: [`beneath::open`] opens regular files beneath
 //!   a folder, and a symbolic link out of it is refused.
 //!
@@ -36,20 +38,26 @@
 mod ahead;
 mod atomic;
 pub mod beneath;
+mod direct;
 mod direct_write;
 mod error;
 mod file;
+mod kind;
 mod memory;
 mod mmap;
+mod residency;
 mod sink;
 mod source;
 pub mod temp;
 
 pub use ahead::ReadAhead;
 pub use atomic::{AtomicFile, AtomicOptions, Durability, Staged, lock_folder, sync_dir};
+pub use direct::{DirectAlign, DirectRead};
 pub use error::Error;
 pub use file::FileSource;
+pub use kind::StorageKind;
 pub use memory::MemorySource;
 pub use mmap::{MmapSource, PrivateMap};
+pub use residency::Residency;
 pub use sink::{DirectWrite, MemorySink, Sink};
 pub use source::Source;

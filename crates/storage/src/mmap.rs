@@ -19,16 +19,14 @@ use std::path::Path;
 
 use memmap2::{Advice, Mmap, MmapOptions, MmapRaw};
 
-use crate::Error;
-use crate::file::{FileSource, read_at, regular_len};
-use crate::source::{Source, check};
+use crate::file::{FileSource, regular_len};
+use crate::{DirectRead, Error, Residency, Source, StorageKind};
 
 /// A file and a shared read-only map of it. [`Source::bytes`] is the map; `read_exact_at` does not use it.
 #[derive(Debug)]
 pub struct MmapSource {
     map: Mmap,
-    file: File,
-    label: String,
+    file: FileSource,
 }
 
 impl MmapSource {
@@ -37,17 +35,7 @@ impl MmapSource {
     /// # Errors
     /// As [`FileSource::open`], and `OutOfMemory` where there is no room in the address space.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
-        let source = FileSource::open(path)?;
-        let file = source.file().map(File::try_clone);
-        match file {
-            Some(Ok(file)) => Self::from_file(file, source.label()),
-            Some(Err(e)) => Err(Error::new("open", source.label(), e)),
-            None => Err(Error::new(
-                "map",
-                source.label(),
-                std::io::ErrorKind::Unsupported,
-            )),
-        }
+        Self::over(FileSource::open(path)?)
     }
 
     /// Maps an open file; messages call it `label`.
@@ -55,13 +43,20 @@ impl MmapSource {
     /// # Errors
     /// As [`MmapSource::open`].
     pub fn from_file(file: File, label: impl Into<String>) -> Result<Self, Error> {
-        let label = label.into();
-        let len = map_len(&file, &label)?;
+        Self::over(FileSource::from_file(file, label)?)
+    }
+
+    fn over(source: FileSource) -> Result<Self, Error> {
+        let refused = |e: std::io::Error| Error::new("map", source.label(), e);
+        let no_room = |_| refused(std::io::ErrorKind::OutOfMemory.into());
+        let len = usize::try_from(source.len()).map_err(no_room)?;
+        let file = source.file();
+        let file = file.ok_or_else(|| refused(std::io::ErrorKind::Unsupported.into()))?;
         let mut options = MmapOptions::new();
         options.len(len);
-        // SAFETY: invariants 1, 2 and 4.
-        let map = unsafe { options.map(&file) }.map_err(|e| Error::new("map", &label, e))?;
-        Ok(MmapSource { map, file, label })
+        // SAFETY: invariants 1, 2 and 4; the source took the length from this very file.
+        let map = unsafe { options.map(file) }.map_err(refused)?;
+        Ok(MmapSource { map, file: source })
     }
 
     /// Tells the system that these bytes will be wanted soon; it starts to read them.
@@ -80,16 +75,19 @@ impl MmapSource {
 
 impl Source for MmapSource {
     fn label(&self) -> &str {
-        &self.label
+        self.file.label()
     }
 
     fn len(&self) -> u64 {
-        self.map.len() as u64
+        self.file.len()
     }
 
     fn read_exact_at(&self, offset: u64, dst: &mut [u8]) -> Result<(), Error> {
-        check(&self.label, offset, dst.len(), self.len())?;
-        read_at(&self.file, &self.label, offset, dst)
+        self.file.read_exact_at(offset, dst)
+    }
+
+    fn read_vectored_at(&self, offset: u64, dst: &mut [&mut [u8]]) -> Result<(), Error> {
+        self.file.read_vectored_at(offset, dst)
     }
 
     /// The map. Reading it after the file was truncated raises SIGBUS.
@@ -98,7 +96,24 @@ impl Source for MmapSource {
     }
 
     fn file(&self) -> Option<&File> {
-        Some(&self.file)
+        self.file.file()
+    }
+
+    fn direct(&self) -> Option<&dyn DirectRead> {
+        self.file.direct()
+    }
+
+    fn residency(&self, offset: u64, len: u64) -> Residency {
+        self.file.residency(offset, len)
+    }
+
+    fn kind(&self) -> StorageKind {
+        self.file.kind()
+    }
+
+    /// Pages that are in use through the map stay.
+    fn forget(&self, offset: u64, len: u64) {
+        self.file.forget(offset, len);
     }
 }
 

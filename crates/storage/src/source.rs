@@ -4,6 +4,9 @@ use std::fmt::Debug;
 use std::fs::File;
 
 use crate::Error;
+use crate::direct::DirectRead;
+use crate::kind::StorageKind;
+use crate::residency::Residency;
 
 /// Bytes that can be read from any position, by several threads at once.
 ///
@@ -48,6 +51,35 @@ pub trait Source: Send + Sync + Debug {
     /// The open file behind it, where there is one.
     fn file(&self) -> Option<&File> {
         None
+    }
+
+    /// Reads that bypass the page cache, where the file system has them. The first call finds out; it may
+    /// open the file once more and read a block of it.
+    fn direct(&self) -> Option<&dyn DirectRead> {
+        None
+    }
+
+    /// How much of these bytes is in the page cache. Reads nothing.
+    fn residency(&self, offset: u64, len: u64) -> Residency {
+        let _ = (offset, len);
+        match self.bytes() {
+            Some(_) => Residency::all(len),
+            None => Residency::Unknown,
+        }
+    }
+
+    /// What lies behind it; decides how it is read best.
+    fn kind(&self) -> StorageKind {
+        match self.bytes() {
+            Some(_) => StorageKind::Memory,
+            None => StorageKind::Remote,
+        }
+    }
+
+    /// Advice that the page cache need not keep these bytes. Who brought them in calls this when they have
+    /// been used, so that a load does not evict what others need. Only whole pages are dropped.
+    fn forget(&self, offset: u64, len: u64) {
+        let _ = (offset, len);
     }
 }
 

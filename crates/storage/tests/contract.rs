@@ -4,7 +4,10 @@ use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::sync::Arc;
 
-use tonnage_storage::{FileSource, MemorySource, MmapSource, ReadAhead, Source};
+use tonnage_storage::{
+    DirectAlign, DirectRead, FileSource, MemorySource, MmapSource, ReadAhead, Residency, Source,
+    StorageKind,
+};
 
 fn content(len: usize) -> Vec<u8> {
     (0..len).map(|i| (i * 31 % 251) as u8).collect()
@@ -55,6 +58,82 @@ fn keeps_the_contract(source: &dyn Source, expected: &[u8]) {
     }
     reads_many_buffers(source, expected);
     reads_from_many_threads(source, expected);
+    knows_the_page_cache(source, expected);
+    if let Some(direct) = source.direct() {
+        reads_past_the_page_cache(direct, source.label(), expected);
+    }
+    let mut again = vec![0; expected.len()];
+    source.read_exact_at(0, &mut again).unwrap();
+    assert!(again == expected, "whatever was read or forgotten before");
+}
+
+/// Residency is a count of pages of what was asked, for any range; forgetting changes no byte.
+fn knows_the_page_cache(source: &dyn Source, expected: &[u8]) {
+    let len = expected.len() as u64;
+    for (offset, len) in [
+        (0, len),
+        (0, 0),
+        (len / 2, 1),
+        (len, 1),
+        (7, u64::MAX),
+        (u64::MAX, 9),
+    ] {
+        match source.residency(offset, len) {
+            Residency::Unknown => {}
+            Residency::Pages { cached, total } => assert!(cached <= total),
+        }
+        source.forget(offset, len);
+    }
+    let kind = source.kind();
+    assert!(
+        matches!(kind, StorageKind::Local | StorageKind::Memory),
+        "{kind:?}"
+    );
+}
+
+/// A buffer of at least one step whose address is a multiple of `memory`.
+fn aligned(room: &mut Vec<u8>, memory: usize, len: usize) -> &mut [u8] {
+    room.clear();
+    room.resize(len + memory, 0xA5);
+    let skip = room.as_ptr().addr().wrapping_neg() % memory;
+    &mut room[skip..skip + len]
+}
+
+fn reads_past_the_page_cache(direct: &dyn DirectRead, label: &str, expected: &[u8]) {
+    let DirectAlign {
+        offset: step,
+        memory,
+    } = direct.align();
+    assert!(step.is_power_of_two() && memory.is_power_of_two());
+    let mut room = Vec::new();
+    for offset in (0..expected.len()).step_by(step * 3) {
+        for steps in [1, 2, 33] {
+            let dst = aligned(&mut room, memory, steps * step);
+            let there = dst.len().min(expected.len() - offset);
+            let got = direct.read_at_least(offset as u64, dst, there).unwrap();
+            assert!(there <= got && got <= dst.len());
+            assert!(dst[..there] == expected[offset..offset + there]);
+        }
+    }
+    let dst = aligned(&mut room, memory, 2 * step);
+    assert_eq!(direct.read_at_least(0, dst, 0).unwrap(), 0);
+    let past = (expected.len().next_multiple_of(step) + step) as u64;
+    for (offset, needed) in [(past, 1), (past, 0), (u64::MAX - step as u64 + 1, step)] {
+        let error = direct.read_at_least(offset, dst, needed).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::UnexpectedEof);
+        assert!(error.to_string().contains(label));
+    }
+    let refused = |result: Result<usize, tonnage_storage::Error>| {
+        assert_eq!(result.unwrap_err().kind(), ErrorKind::InvalidInput);
+    };
+    refused(direct.read_at_least(0, dst, 2 * step + 1));
+    if step > 1 {
+        refused(direct.read_at_least(1, dst, 0));
+        refused(direct.read_at_least(0, &mut dst[..step + 1], 0));
+    }
+    if memory > 1 {
+        refused(direct.read_at_least(0, &mut dst[1..step + 1], 0));
+    }
 }
 
 fn reads_many_buffers(source: &dyn Source, expected: &[u8]) {
@@ -130,6 +209,41 @@ fn only_what_is_in_memory_or_mapped_shows_its_bytes() {
 }
 
 #[test]
+#[cfg(target_os = "linux")]
+fn a_direct_read_leaves_nothing_in_the_page_cache() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("source");
+    let expected = content(4 << 20);
+    fs::write(&path, &expected).unwrap();
+    File::open(&path).unwrap().sync_all().unwrap();
+    let source = FileSource::open(&path).unwrap();
+    let all = source.len();
+    let cached = |offset, len| source.residency(offset, len).fraction();
+    assert_eq!(source.kind(), StorageKind::Local, "this test needs a disk");
+    if cached(0, all).is_none() {
+        return; // Before Linux 6.5 nobody can tell.
+    }
+    assert_eq!(cached(0, all), Some(1.0), "what was just written");
+    source.forget(1 << 20, all - (1 << 20));
+    assert_eq!(
+        (cached(0, 1 << 20), cached(2 << 20, 1 << 20)),
+        (Some(1.0), Some(0.0))
+    );
+    source.forget(0, all);
+    assert_eq!(cached(0, all), Some(0.0));
+
+    let direct = source.direct().expect("direct reads on a local disk");
+    let mut room = Vec::new();
+    let dst = aligned(&mut room, direct.align().memory, 4 << 20);
+    assert_eq!(direct.read_at_least(0, dst, 4 << 20).unwrap(), 4 << 20);
+    assert!(dst == expected);
+    assert_eq!(cached(0, all), Some(0.0));
+    let mut byte = [0];
+    source.read_exact_at(100_000, &mut byte).unwrap();
+    assert!(cached(0, all) > Some(0.0), "and the count is no constant");
+}
+
+#[test]
 fn truncation_behind_an_open_source_is_an_error_and_no_signal() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("source");
@@ -155,6 +269,14 @@ fn truncation_behind_an_open_source_is_an_error_and_no_signal() {
             source.read_vectored_at(5_000, &mut [&mut part[..]]),
         ] {
             let error = result.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::UnexpectedEof);
+            assert!(error.to_string().contains("of 10000"), "{error}");
+        }
+        if let Some(direct) = source.direct() {
+            let mut room = Vec::new();
+            let dst = aligned(&mut room, direct.align().memory, 64 << 10);
+            assert!(direct.read_at_least(0, dst, 10_000).unwrap() >= 10_000);
+            let error = direct.read_at_least(0, dst, 10_001).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::UnexpectedEof);
             assert!(error.to_string().contains("of 10000"), "{error}");
         }
