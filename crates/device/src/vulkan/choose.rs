@@ -39,6 +39,10 @@ const SPECIAL: Is = Is::from_raw(
         | Is::DEVICE_UNCACHED_AMD.as_raw(),
 );
 
+/// What a driver may put around a buffer's bytes: SwiftShader's largest buffer needs more than its largest
+/// allocation.
+const AROUND: u64 = 64 << 10;
+
 impl Facts {
     /// The types among `bits`, as a buffer's requirements say them, that have all of `needed`.
     fn types(&self, bits: u32, needed: Is) -> impl Iterator<Item = (u32, Is, u64)> + '_ {
@@ -161,6 +165,8 @@ impl Facts {
             .and_then(|chosen| self.heap(chosen))
             .ok_or("it has no memory of its own")?;
         let align = self.storage_align.checked_next_power_of_two();
+        let allocation = self.max_allocation.min(heap);
+        let region = allocation.checked_sub(AROUND).unwrap_or(allocation);
         Ok(Info {
             id: DeviceId::new(Kind::Vulkan, index),
             name: self.name.clone(),
@@ -168,7 +174,7 @@ impl Facts {
             unified,
             // 256 is the most that any driver asks for.
             align: align.unwrap_or(256).clamp(256, 1 << 16),
-            max_region: self.max_allocation.min(self.max_buffer).min(heap).max(1),
+            max_region: region.min(self.max_buffer).max(1),
             pitched: true,
         })
     }
@@ -222,7 +228,10 @@ mod tests {
         assert_eq!(card.staging_type(0b100), Some(2), "the only one allowed");
         assert_eq!(card.device_type(0b10_0000, false), None, "protected");
         let info = card.info(3, false).unwrap();
-        assert_eq!((info.total_memory, info.max_region), (24 * GIB, 2 * GIB));
+        assert_eq!(
+            (info.total_memory, info.max_region),
+            (24 * GIB, 2 * GIB - AROUND)
+        );
         assert_eq!((info.align, info.unified), (256, false));
         assert_eq!(info.id.to_string(), "vulkan:3");
     }
@@ -253,7 +262,11 @@ mod tests {
         assert_eq!(phone.device_type(u32::MAX, true), Some(3));
         assert_eq!(phone.device_type(0b0111, true), Some(2));
         assert_eq!(phone.device_type(u32::MAX, false), Some(0));
-        assert_eq!(phone.info(0, false).unwrap().max_region, GIB, "the heap");
+        assert_eq!(
+            phone.info(0, false).unwrap().max_region,
+            GIB - AROUND,
+            "the heap"
+        );
     }
 
     #[test]

@@ -31,6 +31,9 @@ pub struct Settings {
     pub library: Option<PathBuf>,
     /// Whether memory that the host shares is reached through staging buffers all the same, as a card's is.
     pub force_staging: bool,
+    /// Whether staging buffers are the driver's own pages, even where it takes in others. Direct I/O into them
+    /// is then refused by many kernels.
+    pub driver_pages: bool,
 }
 
 /// What there is of one device, and what would be used of it.
@@ -105,12 +108,17 @@ pub fn devices(settings: &Settings) -> Result<Vec<Info>, Error> {
 pub fn open(index: u32, settings: &Settings) -> Result<Arc<VulkanDevice>, Error> {
     let context = Context::open(index, settings.library.as_ref())?;
     let info = context.info(settings.force_staging)?;
-    Ok(Arc::new(VulkanDevice { info, context }))
+    Ok(Arc::new(VulkanDevice {
+        info,
+        driver_pages: settings.driver_pages,
+        context,
+    }))
 }
 
 /// A Vulkan device, opened.
 pub struct VulkanDevice {
     info: Info,
+    driver_pages: bool,
     context: Arc<Context>,
 }
 
@@ -133,7 +141,11 @@ impl Device for VulkanDevice {
     }
 
     fn staging(&self, len: usize) -> Result<Box<dyn Staging>, Error> {
-        Ok(Box::new(VulkanStaging::new(&self.context, len)?))
+        let made = match self.driver_pages {
+            true => VulkanStaging::mapped(&self.context, len),
+            false => VulkanStaging::new(&self.context, len),
+        };
+        Ok(Box::new(made?))
     }
 
     fn queue(&self) -> Result<Box<dyn Queue>, Error> {

@@ -64,6 +64,7 @@ impl VulkanStaging {
         })
     }
 
+    /// Pages that the driver maps.
     pub fn mapped(context: &Arc<Context>, len: usize) -> Result<Self, Error> {
         let refused = || {
             let cause = Cause::OutOfMemory {

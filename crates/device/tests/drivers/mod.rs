@@ -15,6 +15,9 @@ const INSIDE: &str = "TONNAGE_TEST_INSIDE";
 
 /// Where the drivers are, if this machine is to have them.
 fn home() -> Option<PathBuf> {
+    if !cfg!(target_os = "linux") {
+        return None;
+    }
     if env::var("TONNAGE_TEST_VULKAN").is_ok_and(|value| value == "none") {
         assert!(env::var_os("CI").is_none(), "CI has the drivers");
         return None;
@@ -60,6 +63,22 @@ pub fn on(driver: &str, test: &str, body: fn()) {
         Some(_) => body(),
         None => run_again(test, driver, |_| ()),
     }
+}
+
+/// As [`on`], in a process that may have 1 GiB of addresses and no more: where the driver itself runs out.
+pub fn limited(driver: &str, test: &str, body: fn()) {
+    if env::var_os(INSIDE).is_some() {
+        return body();
+    }
+    run_again(test, driver, |command| {
+        let mut limited = Command::new("sh");
+        limited.args(["-c", "ulimit -v 1048576 && exec \"$@\"", "sh"]);
+        limited.arg(command.get_program()).args(command.get_args());
+        for (name, value) in command.get_envs() {
+            limited.env(name, value.expect("only variables that are set"));
+        }
+        *command = limited;
+    });
 }
 
 /// As [`on`], with the validation layer looking on, hazards between copies included. Gives what it said.
