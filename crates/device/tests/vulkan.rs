@@ -1,5 +1,6 @@
 //! Vulkan devices keep the contract of devices, on drivers that run on the processor.
 
+mod consumer;
 mod contract;
 mod drivers;
 
@@ -76,7 +77,36 @@ fn validation_finds_nothing() {
             threads_have_their_queues(&open(way));
         }
     });
-    assert_eq!(said.trim(), "");
+    assert_eq!(said.unwrap_or_default().trim(), "");
+}
+
+#[test]
+fn who_computes_finds_the_buffer_and_validation_looks_on() {
+    let name = "who_computes_finds_the_buffer_and_validation_looks_on";
+    let said = drivers::validated("lavapipe", name, || {
+        let device = open(1);
+        let memory = device.allocate(1000).unwrap();
+        let consumer = consumer::Consumer::of(&memory);
+        consumer.fill(0x0101_0101 * 7, true);
+        let mut queue = device.queue().unwrap();
+        let bytes = contract::download(&*device, queue.as_mut(), &memory);
+        assert!(bytes.iter().all(|&byte| byte == 7));
+    });
+    assert_eq!(said.unwrap_or_default().trim(), "");
+}
+
+#[test]
+fn validation_sees_a_missing_barrier() {
+    let said = drivers::validated("lavapipe", "validation_sees_a_missing_barrier", || {
+        let memory = open(1).allocate(1000).unwrap();
+        consumer::Consumer::of(&memory).fill(7, false);
+    });
+    if let Some(said) = said {
+        assert!(
+            said.contains("WRITE-AFTER-WRITE") || said.contains("WRITE_AFTER_WRITE"),
+            "{said}"
+        );
+    }
 }
 
 /// The later of two transfers to the same bytes stays, in both directions.
@@ -317,14 +347,16 @@ fn a_full_swiftshader_recovers() {
 }
 
 #[test]
-fn a_card_is_used_by_its_copy_engine_and_its_own_memory() {
-    let name = "a_card_is_used_by_its_copy_engine_and_its_own_memory";
+fn special_memory_and_video_engines_are_left_alone() {
+    let name = "special_memory_and_video_engines_are_left_alone";
     drivers::on("mock", name, || {
         let found = vulkan::survey(&Settings::default()).unwrap();
         assert_eq!(found.len(), 1);
-        // Types 0 and 1 are the host's, 2 to 4 the device's, 5 protected; family 0 does everything.
-        println!("{:?}", found[0]);
+        // Types 0 and 1 are the host's, 2 is the device's, 3 is for render passes and 4 for protected content.
+        // Family 0 does everything; 1 and 2 copy too, and are video engines.
         assert_eq!(found[0].memory_type, Some(2));
+        assert_eq!(found[0].staging_type, Some(2), "cached, and coherent");
+        assert_eq!(found[0].copy_family, Some(0));
         // The mock's timelines do not count, and that is said.
         let lack = found[0].device.as_ref().unwrap_err();
         assert!(lack.contains("Mock") && lack.contains("timeline"), "{lack}");
