@@ -77,7 +77,7 @@ fn validation_finds_nothing() {
             threads_have_their_queues(&open(way));
         }
     });
-    assert_eq!(said.unwrap_or_default().trim(), "");
+    assert_eq!(said.unwrap_or_default(), [""; 0]);
 }
 
 #[test]
@@ -92,7 +92,7 @@ fn who_computes_finds_the_buffer_and_validation_looks_on() {
         let bytes = contract::download(&*device, queue.as_mut(), &memory);
         assert!(bytes.iter().all(|&byte| byte == 7));
     });
-    assert_eq!(said.unwrap_or_default().trim(), "");
+    assert_eq!(said.unwrap_or_default(), [""; 0]);
 }
 
 #[test]
@@ -103,8 +103,8 @@ fn validation_sees_a_missing_barrier() {
     });
     if let Some(said) = said {
         assert!(
-            said.contains("WRITE-AFTER-WRITE") || said.contains("WRITE_AFTER_WRITE"),
-            "{said}"
+            said.len() == 1 && said[0].contains("WRITE-AFTER-WRITE"),
+            "{said:?}"
         );
     }
 }

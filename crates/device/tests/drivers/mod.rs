@@ -43,8 +43,9 @@ pub fn with_driver(command: &mut Command, home: &Path, driver: &str) {
         .env("NODEVICE_SELECT", "1");
 }
 
-fn run_again(test: &str, driver: &str, prepare: impl FnOnce(&mut Command)) {
-    let Some(home) = home() else { return };
+/// What the second run printed.
+fn run_again(test: &str, driver: &str, prepare: impl FnOnce(&mut Command)) -> Option<String> {
+    let home = home()?;
     let mut command = Command::new(env::current_exe().expect("this program"));
     command.args([test, "--exact", "--nocapture"]);
     with_driver(&mut command, &home, driver);
@@ -55,13 +56,14 @@ fn run_again(test: &str, driver: &str, prepare: impl FnOnce(&mut Command)) {
     let text = String::from_utf8_lossy(&text);
     assert!(output.status.success(), "{test} on {driver}:\n{text}");
     assert!(text.contains("1 passed"), "{test} is a test:\n{text}");
+    Some(text.into_owned())
 }
 
 /// Runs `body`, which is all of the test of this name, on a driver.
 pub fn on(driver: &str, test: &str, body: fn()) {
     match env::var_os(INSIDE) {
         Some(_) => body(),
-        None => run_again(test, driver, |_| ()),
+        None => drop(run_again(test, driver, |_| ())),
     }
 }
 
@@ -81,33 +83,35 @@ pub fn limited(driver: &str, test: &str, body: fn()) {
     });
 }
 
-/// As [`on`], with the validation layer looking on, hazards between copies included. Gives what it said,
-/// to the first run only.
-pub fn validated(driver: &str, test: &str, body: fn()) -> Option<String> {
+/// As [`on`], with the validation layer looking on, hazards between copies included. Gives its complaints, to
+/// the first run only.
+pub fn validated(driver: &str, test: &str, body: fn()) -> Option<Vec<String>> {
     if env::var_os(INSIDE).is_some() {
         body();
         return None;
     }
     let folder = tempfile::tempdir().expect("a folder");
-    let (settings, log) = (
-        folder.path().join("vk_layer_settings.txt"),
-        folder.path().join("log"),
-    );
-    let text = format!(
-        "khronos_validation.debug_action = VK_DBG_LAYER_ACTION_LOG_MSG\n\
-         khronos_validation.log_filename = {}\n\
-         khronos_validation.report_flags = error,warn,perf\n\
-         khronos_validation.enable_message_limit = false\n\
-         khronos_validation.validate_sync = true\n\
-         khronos_validation.validate_best_practices = false\n",
-        log.display()
-    );
+    let settings = folder.path().join("vk_layer_settings.txt");
+    // To its standard output: a file is begun anew with each instance.
+    let text = "khronos_validation.debug_action = VK_DBG_LAYER_ACTION_LOG_MSG\n\
+                khronos_validation.log_filename = stdout\n\
+                khronos_validation.report_flags = error,warn,perf,info\n\
+                khronos_validation.enable_message_limit = false\n\
+                khronos_validation.validate_sync = true\n";
     fs::write(&settings, text).expect("settings");
-    run_again(test, driver, |command| {
+    let printed = run_again(test, driver, |command| {
         command
             .env("VK_INSTANCE_LAYERS", "VK_LAYER_KHRONOS_validation")
             .env("VK_LAYER_SETTINGS_PATH", &settings);
-    });
-    home()?;
-    Some(fs::read_to_string(&log).expect("the layer's log: it is not active"))
+    })?;
+    let (told, complaints): (Vec<&str>, Vec<&str>) = printed
+        .split("Validation ")
+        .skip(1)
+        .partition(|message| message.starts_with("Information") || !message.contains("MessageID"));
+    assert!(
+        told.iter()
+            .any(|message| message.contains("Synchronization")),
+        "the layer does not say that it looks for hazards:\n{printed}"
+    );
+    Some(complaints.into_iter().map(str::to_owned).collect())
 }
