@@ -115,6 +115,8 @@ pub enum Error {
         /// First byte of the failed block, in the file that the error names.
         offset: u64,
     },
+    /// A device or its driver failed.
+    Device(tonnage_device::Error),
     /// The [`Cancel`] was raised.
     Cancelled,
 }
@@ -123,6 +125,7 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Error::Storage { error, .. } => error.fmt(f),
+            Error::Device(error) => error.fmt(f),
             Error::Cancelled => f.write_str("cancelled"),
         }
     }
@@ -132,6 +135,7 @@ impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Error::Storage { error, .. } => Some(error),
+            Error::Device(error) => Some(error),
             Error::Cancelled => None,
         }
     }

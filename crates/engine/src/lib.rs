@@ -28,18 +28,25 @@
 //! # Ok::<(), tonnage_engine::Error>(())
 //! ```
 //!
-//! Direct I/O, device memory and staging rings are not here yet.
+//! Memory of devices is reached through a [`Pipeline`]: a fixed ring of staging slots, with reading and copying
+//! overlapped; see [`mod@pipeline`].
 
 mod control;
 mod copy;
 mod host;
+pub mod pipeline;
 mod queue;
 mod read;
+mod strategy;
 mod write;
 
 pub use control::{Cancel, Error, OnProgress, Options, Progress, Report};
 pub use copy::{Copy, copy};
 pub use host::HostBuffer;
+pub use pipeline::{
+    Cast, DeviceReport, Failed, Landed, Observe, Piece, Pipeline, PipelineOptions, SharedProgress,
+};
 pub use queue::for_each_block;
 pub use read::{Read, read};
+pub use strategy::{Strategy, UnknownStrategy};
 pub use write::{Write, write};

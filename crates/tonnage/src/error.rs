@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use tonnage_device::Cause as DeviceCause;
 use tonnage_engine as engine;
 use tonnage_format as format;
 use tonnage_format::{Class, Reason};
@@ -39,6 +40,7 @@ struct Inner {
 enum Cause {
     Format(format::Error),
     Storage(storage::Error),
+    Device(tonnage_device::Error),
     Cancelled,
     Usage { code: &'static str, text: String },
 }
@@ -76,6 +78,13 @@ impl Error {
     pub fn kind(&self) -> ErrorKind {
         match &self.0.cause {
             Cause::Storage(_) => ErrorKind::Io,
+            Cause::Device(error) if *error.cause() == DeviceCause::Cancelled => {
+                ErrorKind::Cancelled
+            }
+            Cause::Device(error) if matches!(error.cause(), DeviceCause::Unsupported(_)) => {
+                ErrorKind::Unsupported
+            }
+            Cause::Device(_) => ErrorKind::Device,
             Cause::Cancelled => ErrorKind::Cancelled,
             Cause::Usage { .. } => ErrorKind::Usage,
             Cause::Format(error) => match error.class() {
@@ -88,11 +97,19 @@ impl Error {
     }
 
     /// A stable code for machines: a reason of the specification such as `HOLE`, or `IO`, `CANCELLED`,
-    /// `AMBIGUOUS`, `BUFFER_SIZE`, `WRITER`, `SIZE`, `SELECT`.
+    /// `AMBIGUOUS`, `BUFFER_SIZE`, `WRITER`, `SIZE`, `SELECT`; of devices `DEVICE`, `DEVICE_MEMORY`, `NO_DEVICE`,
+    /// `DEVICE_UNSUPPORTED`.
     pub fn code(&self) -> &'static str {
         match &self.0.cause {
             Cause::Format(error) => error.code(),
             Cause::Storage(_) => "IO",
+            Cause::Device(error) => match error.cause() {
+                DeviceCause::OutOfMemory { .. } => "DEVICE_MEMORY",
+                DeviceCause::Missing(_) => "NO_DEVICE",
+                DeviceCause::Cancelled => "CANCELLED",
+                DeviceCause::Unsupported(_) => "DEVICE_UNSUPPORTED",
+                DeviceCause::Driver { .. } | DeviceCause::Invalid(_) => "DEVICE",
+            },
             Cause::Cancelled => "CANCELLED",
             Cause::Usage { code, .. } => code,
         }
@@ -163,6 +180,7 @@ impl fmt::Display for Error {
         match cause {
             Cause::Format(error) => error.fmt(f)?,
             Cause::Storage(error) => error.fmt(f)?,
+            Cause::Device(error) => error.fmt(f)?,
             Cause::Cancelled => f.write_str("cancelled")?,
             Cause::Usage { text, .. } => f.write_str(text)?,
         }
@@ -188,6 +206,7 @@ impl std::error::Error for Error {
         match &self.0.cause {
             Cause::Format(error) => Some(error),
             Cause::Storage(error) => Some(error),
+            Cause::Device(error) => Some(error),
             Cause::Cancelled | Cause::Usage { .. } => None,
         }
     }
@@ -211,10 +230,17 @@ impl From<storage::Error> for Error {
     }
 }
 
+impl From<tonnage_device::Error> for Error {
+    fn from(error: tonnage_device::Error) -> Self {
+        Error::new(Cause::Device(error))
+    }
+}
+
 impl From<engine::Error> for Error {
     fn from(error: engine::Error) -> Self {
         match error {
             engine::Error::Storage { error, .. } => error.into(),
+            engine::Error::Device(error) => error.into(),
             engine::Error::Cancelled => Error::new(Cause::Cancelled),
         }
     }
