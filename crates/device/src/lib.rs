@@ -13,6 +13,7 @@
 //!
 //! It leaves out where bytes come from and what they mean: no files, no headers, no tensors.
 
+pub mod driver;
 mod error;
 pub mod host;
 mod id;
