@@ -37,6 +37,26 @@ pub trait DirectRead: Send + Sync + Debug {
     /// `UnexpectedEof` if the source ends before `needed`; else what the system said.
     fn read_at_least(&self, offset: u64, dst: &mut [u8], needed: usize) -> Result<usize, Error>;
 
+    /// Fills several buffers with consecutive bytes, in one call to the system; `dst` as in
+    /// [`DirectRead::read_at_least`], each buffer aligned for itself.
+    ///
+    /// # Errors
+    /// As [`DirectRead::read_at_least`]; the buffers' content is then unspecified.
+    fn read_vectored_at_least(
+        &self,
+        mut offset: u64,
+        dst: &mut [&mut [u8]],
+        mut needed: usize,
+    ) -> Result<(), Error> {
+        for part in dst {
+            let len = part.len();
+            self.read_at_least(offset, part, needed.min(len))?;
+            needed = needed.saturating_sub(len);
+            offset = offset.saturating_add(len as u64);
+        }
+        Ok(())
+    }
+
     /// The descriptor that reads go through, for interfaces that take several at once.
     fn descriptor(&self) -> Option<&File> {
         None
@@ -71,6 +91,16 @@ impl DirectFile {
         Error::new("read", &*self.label, refusal)
     }
 
+    fn check_aligned(&self, offset: u64, dst: &[u8]) -> Result<(), Error> {
+        let aligned = offset.is_multiple_of(self.align.offset as u64)
+            && dst.len().is_multiple_of(self.align.offset)
+            && dst.as_ptr().addr().is_multiple_of(self.align.memory);
+        match aligned {
+            true => Ok(()),
+            false => Err(self.refuse("a direct read is not aligned")),
+        }
+    }
+
     /// What is left, by an ordinary read.
     fn plainly(
         &self,
@@ -96,16 +126,8 @@ impl DirectRead for DirectFile {
     }
 
     fn read_at_least(&self, offset: u64, dst: &mut [u8], needed: usize) -> Result<usize, Error> {
-        let DirectAlign {
-            offset: step,
-            memory,
-        } = self.align;
-        let aligned = offset.is_multiple_of(step as u64)
-            && dst.len().is_multiple_of(step)
-            && dst.as_ptr().addr().is_multiple_of(memory);
-        if !aligned {
-            return Err(self.refuse("a direct read is not aligned"));
-        }
+        self.check_aligned(offset, dst)?;
+        let step = self.align.offset;
         if needed > dst.len() {
             return Err(self.refuse("more is needed than the buffer holds"));
         }
@@ -132,6 +154,43 @@ impl DirectRead for DirectFile {
             }
         }
         Ok(got)
+    }
+
+    fn read_vectored_at_least(
+        &self,
+        offset: u64,
+        dst: &mut [&mut [u8]],
+        needed: usize,
+    ) -> Result<(), Error> {
+        let mut total = 0_usize;
+        for part in &*dst {
+            self.check_aligned(offset, part)?;
+            total = total.saturating_add(part.len());
+        }
+        if needed > total {
+            return Err(self.refuse("more is needed than the buffers hold"));
+        }
+        check(&self.label, offset, needed, self.len)?;
+        let mut slices: Vec<std::io::IoSliceMut<'_>> = dst
+            .iter_mut()
+            .map(|part| std::io::IoSliceMut::new(part))
+            .collect();
+        let mut done = match rustix::io::preadv(&self.direct, &mut slices, offset) {
+            Ok(got) if got >= needed => return Ok(()),
+            Ok(got) => got,
+            // Refused or interrupted: what is missing is read one buffer at a time.
+            Err(_) => 0,
+        };
+        let (mut offset, mut needed) = (offset, needed);
+        for part in dst {
+            let (len, wanted) = (part.len(), needed.min(part.len()));
+            let have = done.min(wanted) / self.align.offset * self.align.offset;
+            let rest = part.get_mut(have..).unwrap_or_default();
+            self.read_at_least(offset.saturating_add(have as u64), rest, wanted - have)?;
+            (needed, done) = (needed - wanted, done - done.min(len));
+            offset = offset.saturating_add(len as u64);
+        }
+        Ok(())
     }
 
     fn descriptor(&self) -> Option<&File> {

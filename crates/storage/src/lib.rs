@@ -45,6 +45,7 @@ mod file;
 mod kind;
 mod memory;
 mod mmap;
+pub mod pages;
 mod residency;
 mod sink;
 mod source;

@@ -115,6 +115,7 @@ fn reads_past_the_page_cache(direct: &dyn DirectRead, label: &str, expected: &[u
             assert!(dst[..there] == expected[offset..offset + there]);
         }
     }
+    reads_many_aligned_buffers(direct, expected);
     let dst = aligned(&mut room, memory, 2 * step);
     assert_eq!(direct.read_at_least(0, dst, 0).unwrap(), 0);
     let past = (expected.len().next_multiple_of(step) + step) as u64;
@@ -206,6 +207,35 @@ fn only_what_is_in_memory_or_mapped_shows_its_bytes() {
     assert_eq!(shows, [false, false, false, true, true, true, true]);
     let files: Vec<bool> = each_kind(b"x").iter().map(|s| s.file().is_some()).collect();
     assert_eq!(files, [true, true, true, true, true, false, false]);
+}
+
+fn reads_many_aligned_buffers(direct: &dyn DirectRead, expected: &[u8]) {
+    let DirectAlign {
+        offset: step,
+        memory,
+    } = direct.align();
+    let mut rooms: Vec<Vec<u8>> = vec![Vec::new(); 4];
+    for offset in [0, 3 * step] {
+        let sizes = [step, 20 * step, step, 9 * step];
+        let there = expected.len().saturating_sub(offset);
+        let mut parts: Vec<&mut [u8]> = (rooms.iter_mut().zip(sizes))
+            .map(|(room, size)| aligned(room, memory, size))
+            .collect();
+        let needed = there.min(31 * step);
+        if expected.len() >= offset {
+            direct
+                .read_vectored_at_least(offset as u64, &mut parts, needed)
+                .unwrap();
+            assert!(parts.concat()[..needed] == expected[offset..offset + needed]);
+        }
+        let more = there + 1;
+        let kind = match more > 31 * step {
+            true => ErrorKind::InvalidInput,
+            false => ErrorKind::UnexpectedEof,
+        };
+        let error = direct.read_vectored_at_least(offset as u64, &mut parts, more);
+        assert_eq!(error.unwrap_err().kind(), kind);
+    }
 }
 
 #[test]
