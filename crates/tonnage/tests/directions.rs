@@ -41,7 +41,14 @@ const HOUSE: &[Room] = &[
         name: DEVICE,
         rooms: &[FORMAT],
         // Anonymous maps for the host; tables of Vulkan's calls. Drivers are opened at run time.
-        outside: Some(&["ash", "libloading", "memmap2"]),
+        outside: Some(&[
+            "ash",
+            "block2",
+            "libloading",
+            "memmap2",
+            "objc2",
+            "objc2-metal",
+        ]),
     },
     Room {
         name: ENGINE,
@@ -80,6 +87,7 @@ const UNSAFE: &[&str] = &[
     // Signatures that state a caller's promise; no unsafe operation.
     "crates/device/src/lib.rs",
     "crates/device/src/queue.rs",
+    "crates/device/src/metal.rs",
     "crates/device/src/vulkan/buffer.rs",
     "crates/device/src/vulkan/context.rs",
     "crates/device/src/vulkan/memory.rs",
