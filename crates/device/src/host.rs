@@ -7,14 +7,12 @@
 
 use std::any::Any;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use memmap2::{MmapMut, MmapOptions, MmapRaw};
 
-use crate::{
-    Cause, Completion, Device, DeviceId, DeviceMemory, Error, Info, Memory, Queue, Slot, Staging,
-    Stream, Ticket, Transfer,
-};
+use crate::direct::{DirectQueue, Ranges};
+use crate::{Cause, Device, DeviceId, DeviceMemory, Error, Info, Memory, Queue, Staging};
 
 /// The host's own memory.
 #[derive(Debug)]
@@ -78,12 +76,11 @@ impl Device for HostDevice {
 
     fn allocate(&self, len: u64) -> Result<Memory, Error> {
         let map = MmapRaw::from(map(len, "allocate")?);
-        let taken = Mutex::new(Vec::new());
         Ok(Arc::new(HostMemory {
             map,
             len,
             direct: self.direct,
-            taken,
+            taken: Ranges::default(),
         }))
     }
 
@@ -95,7 +92,11 @@ impl Device for HostDevice {
     }
 
     fn queue(&self) -> Result<Box<dyn Queue>, Error> {
-        Ok(Box::new(HostQueue))
+        let queue = DirectQueue::new(DeviceId::HOST, |memory, range, fill| {
+            let memory = memory.as_any().downcast_ref::<HostMemory>();
+            memory.map(|memory| memory.with(range, fill))
+        });
+        Ok(Box::new(queue))
     }
 }
 
@@ -105,25 +106,14 @@ struct HostMemory {
     len: u64,
     direct: bool,
     /// Ranges that someone has a borrow of.
-    taken: Mutex<Vec<Range<u64>>>,
+    taken: Ranges,
 }
 
 impl HostMemory {
     fn with(&self, range: Range<u64>, fill: &mut dyn FnMut(&mut [u8])) -> bool {
-        if range.start > range.end || range.end > self.len {
+        let Some(_taken) = self.taken.take(range.clone(), self.len) else {
             return false;
-        }
-        let lock = || self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut taken = lock();
-        if taken
-            .iter()
-            .any(|other| other.start < range.end && range.start < other.end)
-        {
-            return false;
-        }
-        taken.push(range.clone());
-        drop(taken);
-        let _given_back = GiveBack(self, range.clone());
+        };
         // SAFETY: within the map (invariant 1; the range was checked).
         let start = unsafe { self.map.as_mut_ptr().add(range.start as usize) };
         // SAFETY: within the map, and nobody else has an overlapping range (invariants 1 and 2).
@@ -131,17 +121,6 @@ impl HostMemory {
             unsafe { std::slice::from_raw_parts_mut(start, (range.end - range.start) as usize) };
         fill(bytes);
         true
-    }
-}
-
-struct GiveBack<'a>(&'a HostMemory, Range<u64>);
-
-impl Drop for GiveBack<'_> {
-    fn drop(&mut self) {
-        let mut taken = self.0.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(at) = taken.iter().position(|range| *range == self.1) {
-            taken.swap_remove(at);
-        }
     }
 }
 
@@ -184,77 +163,5 @@ impl Staging for HostStaging {
 
     fn as_any(&self) -> &dyn Any {
         self
-    }
-}
-
-#[derive(Debug)]
-struct HostQueue;
-
-#[derive(Debug)]
-struct Over;
-
-impl Completion for Over {
-    fn is_done(&mut self) -> Result<bool, Error> {
-        Ok(true)
-    }
-
-    fn wait(&mut self) -> Result<(), Error> {
-        Ok(())
-    }
-}
-
-impl HostQueue {
-    fn run(
-        slot: &mut Slot,
-        transfers: &[Transfer],
-        copy: fn(&mut [u8], &mut [u8]),
-    ) -> Result<(), Error> {
-        let refused =
-            |text: &str| Error::new(DeviceId::HOST, "copy", Cause::Invalid(text.to_owned()));
-        for transfer in transfers {
-            if !transfer.fits(slot.bytes().len()) {
-                return Err(refused("a transfer leaves its slot or its memory"));
-            }
-            let memory = transfer.memory.as_any().downcast_ref::<HostMemory>();
-            let memory = memory.ok_or_else(|| refused("memory of another device"))?;
-            for row in 0..transfer.rows {
-                // `fits` has checked that all of this stays within bounds.
-                let from = transfer.at + row * transfer.slot_pitch;
-                let to = transfer.offset + row as u64 * transfer.memory_pitch;
-                let part = &mut slot.bytes_mut()[from..from + transfer.len];
-                if !memory.with(to..to + transfer.len as u64, &mut |bytes| copy(part, bytes)) {
-                    return Err(refused("two copies to the same memory at the same time"));
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-impl Queue for HostQueue {
-    fn upload(&mut self, mut slot: Slot, transfers: Vec<Transfer>) -> Result<Ticket, Error> {
-        Self::run(&mut slot, &transfers, |slot, memory| {
-            memory.copy_from_slice(slot)
-        })?;
-        Ok(Ticket::new(Box::new(Over), slot, transfers))
-    }
-
-    fn download(&mut self, mut slot: Slot, transfers: Vec<Transfer>) -> Result<Ticket, Error> {
-        Self::run(&mut slot, &transfers, |slot, memory| {
-            slot.copy_from_slice(memory)
-        })?;
-        Ok(Ticket::new(Box::new(Over), slot, transfers))
-    }
-
-    fn after(&mut self, _: Stream) -> Result<(), Error> {
-        Ok(())
-    }
-
-    fn before(&mut self, _: Stream) -> Result<(), Error> {
-        Ok(())
-    }
-
-    fn drain(&mut self) -> Result<(), Error> {
-        Ok(())
     }
 }

@@ -13,10 +13,13 @@
 //!
 //! It leaves out where bytes come from and what they mean: no files, no headers, no tensors.
 
+mod direct;
 pub mod driver;
 mod error;
 pub mod host;
 mod id;
+#[cfg(target_vendor = "apple")]
+pub mod metal;
 mod pool;
 mod queue;
 pub mod vulkan;
