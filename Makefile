@@ -116,6 +116,10 @@ test-reference: $(VENV)/.test build ## the reference's own tests, run on it and 
 test-cross: ## big-endian s390x under qemu, wasm32 in node
 	scripts/test-cross.sh
 
+.PHONY: check-apple
+check-apple: ## type-check the library crates for Apple's systems, Metal included
+	@CARGO_TARGET_DIR=$(TARGET) scripts/check-apple.sh
+
 .PHONY: bench
 bench: $(VENV)/.test build ## every number of BENCHMARKS.md, beside the reference’s
 	$(CARGO) bench --locked -p tonnage --bench header
