@@ -317,6 +317,7 @@ impl Opened {
                 let failed = infos.iter().find(|info| start + info.end > offset);
                 unreadable(failed.map_or("", |info| info.name), &error)
             }
+            engine::Error::Device(failed) => error::usage("DEVICE", &failed.to_string()),
             engine::Error::Cancelled => error::usage("CANCELLED", "cancelled"),
         })?;
         for (filled, &dtype) in memory.iter_mut().zip(dtypes) {

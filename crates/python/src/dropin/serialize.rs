@@ -139,6 +139,7 @@ impl Out<'_> {
                 let written = engine::write(*file, pieces, &engine::Options::default());
                 written.map(|_| ()).map_err(|e| match e {
                     engine::Error::Storage { error, .. } => unwritable(&error),
+                    engine::Error::Device(failed) => error::usage("DEVICE", &failed.to_string()),
                     engine::Error::Cancelled => error::usage("CANCELLED", "cancelled"),
                 })
             }
