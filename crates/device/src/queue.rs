@@ -137,7 +137,8 @@ pub trait Completion: Debug + Send {
 pub struct Ticket {
     completion: Box<dyn Completion>,
     slot: Option<Slot>,
-    _transfers: Vec<Transfer>,
+    /// What it holds while it runs.
+    transfers: Vec<Transfer>,
 }
 
 impl Ticket {
@@ -146,7 +147,7 @@ impl Ticket {
         Ticket {
             completion,
             slot: Some(slot),
-            _transfers: transfers,
+            transfers,
         }
     }
 
@@ -161,15 +162,19 @@ impl Ticket {
     /// Waits for the copy and gives the slot back.
     ///
     /// # Errors
-    /// What the driver said of the copy. Nobody knows then whether it still runs, so the slot is given up:
-    /// its memory is never used or freed again.
+    /// What the driver said of the copy. Nobody knows then whether it still runs, so slot and memory are given
+    /// up: they are never used or freed again.
     pub fn wait(mut self) -> Result<Slot, Error> {
+        self.finish()
+    }
+
+    fn finish(&mut self) -> Result<Slot, Error> {
         let over = self.completion.wait();
-        let slot = self.slot.take();
-        match (over, slot) {
+        match (over, self.slot.take()) {
             (Ok(()), Some(slot)) => Ok(slot),
             (Err(error), slot) => {
                 slot.into_iter().for_each(Slot::abandon);
+                std::mem::forget(std::mem::take(&mut self.transfers));
                 Err(error)
             }
             (Ok(()), None) => unreachable!("only `wait` takes the slot, and it takes the ticket"),
@@ -179,10 +184,9 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        if let Some(slot) = self.slot.take()
-            && self.completion.wait().is_err()
-        {
-            slot.abandon();
+        if self.slot.is_some() {
+            // The error is told where someone waits; a slot that is given back goes to its pool.
+            let _ = self.finish();
         }
     }
 }

@@ -17,6 +17,7 @@ use crate::{Cause, DeviceId, Error};
 /// Codes that CUDA and HIP share.
 pub const OUT_OF_MEMORY: Code = 2;
 pub const NO_DEVICE: Code = 100;
+pub const INVALID_DEVICE: Code = 101;
 pub const NOT_READY: Code = 600;
 
 /// Stream and event flags that CUDA and HIP share.
@@ -44,9 +45,9 @@ pub enum Way {
     ToHost,
 }
 
-/// What was current on a thread.
+/// What was current on a thread, if it was something else.
 #[derive(Clone, Copy, Debug)]
-pub struct Was(Handle);
+pub struct Was(Option<Handle>);
 
 impl Table {
     /// The error of a code.
@@ -189,7 +190,7 @@ impl Table {
                     let code = unsafe { set(context) };
                     self.check(id, DOING, code)?;
                 }
-                Ok(Was(was))
+                Ok(Was((was != context).then_some(was)))
             }
             Current::Hip { get, set } => {
                 let mut was = 0;
@@ -201,22 +202,23 @@ impl Table {
                     let code = unsafe { set(device) };
                     self.check(id, DOING, code)?;
                 }
-                Ok(Was(was as Handle))
+                Ok(Was((was != device).then_some(was as Handle)))
             }
         }
     }
 
     /// Makes current again what was.
     pub fn leave(&self, was: Was) {
+        let Some(was) = was.0 else { return };
         // Nothing can be done where the driver refuses; the next call that needs a device says so.
         match self.current {
             Current::Cuda { set, .. } => {
                 // SAFETY: invariants 1 and 3: it was current on this thread before.
-                let _ = unsafe { set(was.0) };
+                let _ = unsafe { set(was) };
             }
             Current::Hip { set, .. } => {
                 // SAFETY: invariant 1.
-                let _ = unsafe { set(was.0 as c_int) };
+                let _ = unsafe { set(was as c_int) };
             }
         }
     }
@@ -246,17 +248,24 @@ impl Table {
         let _ = unsafe { (self.free)(address) };
     }
 
-    /// Page-locked memory of the host, zeroed, or the driver's code.
+    /// The number of the device that an address is of, if the driver knows.
+    pub fn ordinal(&self, address: u64) -> Option<u32> {
+        // `CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL`, and HIP's.
+        const DEVICE_ORDINAL: c_int = 9;
+        let ask = self.pointer?;
+        let mut ordinal: c_int = -1;
+        // SAFETY: invariants 1 and 2.
+        let code = unsafe { ask((&raw mut ordinal).cast(), DEVICE_ORDINAL, address) };
+        u32::try_from(ordinal).ok().filter(|_| code == 0)
+    }
+
+    /// Page-locked memory of the host, or the driver's code.
     pub fn host_allocate(&self, len: usize) -> Result<NonNull<u8>, Code> {
         let mut start = std::ptr::null_mut();
         // SAFETY: invariants 1 and 2.
         let code = unsafe { (self.host_allocate)(&mut start, len, PORTABLE) };
         match NonNull::new(start.cast::<u8>()) {
-            Some(start) if code == 0 => {
-                // SAFETY: fresh memory of this length.
-                unsafe { start.as_ptr().write_bytes(0, len) };
-                Ok(start)
-            }
+            Some(start) if code == 0 => Ok(start),
             _ => Err(if code == 0 { OUT_OF_MEMORY } else { code }),
         }
     }

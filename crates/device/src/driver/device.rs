@@ -1,24 +1,34 @@
 //! A driver's devices and their memory.
 //!
 //! Invariants:
-//! 1. A [`DriverStaging`]'s memory is `len` zeroed bytes of the host that the driver gave and that only it
-//!    frees; no copy runs on it while anybody has a borrow of its bytes, since a queue takes the whole slot.
+//! 1. A [`DriverStaging`]'s memory is `len` bytes of the host, with some content, that the driver gave and
+//!    that only it frees; no copy runs on it while anybody has a borrow of its bytes, since a queue takes the
+//!    whole slot.
 #![allow(unsafe_code)]
 
 use std::any::Any;
+use std::fmt;
+use std::marker::PhantomData;
 use std::path::Path;
 use std::ptr::NonNull;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-use super::call::{OUT_OF_MEMORY, Was};
+use super::call::{INVALID_DEVICE, NO_DEVICE, OUT_OF_MEMORY, Was};
 use super::queue::DriverQueue;
+use super::remedy;
 use super::table::{Handle, Table};
 use crate::{Cause, Device, DeviceId, DeviceMemory, Error, Info, Kind, Memory, Queue, Staging};
 
 /// Where tensors begin: what every kernel's vector loads are content with, and a driver's own granularity.
 const ALIGN: u64 = 256;
-/// `CU_DEVICE_ATTRIBUTE_INTEGRATED`: the device has no memory of its own.
-const INTEGRATED: i32 = 18;
+/// What direct I/O wants of addresses.
+const PAGE: usize = 4096;
+/// `CU_DEVICE_ATTRIBUTE_INTEGRATED`, and HIP's since 4.0: the device has no memory of its own. Nothing else
+/// says that: a card may well see pageable memory, or use the host's page tables.
+const CUDA_INTEGRATED: i32 = 18;
+const HIP_INTEGRATED: i32 = 16;
+/// `CU_DEVICE_ATTRIBUTE_MAX_PITCH`: how far apart the rows of one copy may be.
+const CUDA_MAX_PITCH: i32 = 11;
 
 /// A driver that was opened.
 #[derive(Clone, Copy, Debug)]
@@ -48,16 +58,32 @@ impl Driver {
         let id = DeviceId::new(kind, 0);
         let table = Table::open(kind, path)?;
         // Some drivers refuse to start where there is no device; that is not an error here.
-        let count = match table.init(id) {
-            Ok(()) => table.count(id)?,
-            Err(error) => match error.cause() {
-                Cause::Driver {
-                    code: 100 | 101, ..
-                } => 0,
-                _ => return Err(error),
+        let count = match table.init(id).and_then(|()| table.count(id)) {
+            Ok(count) => count,
+            Err(error) => match code(&error) {
+                Some(NO_DEVICE | INVALID_DEVICE) => 0,
+                code => return Err(with_remedy(kind, code, error)),
             },
         };
         Ok(Driver { table, count })
+    }
+
+    /// Every device that it lets this process see.
+    ///
+    /// # Errors
+    /// [`Cause::Missing`] with what there is to do, where there is none; what the driver said.
+    pub fn devices(&self) -> Result<Vec<Info>, Error> {
+        match self.count {
+            0 => Err(self.none()),
+            count => (0..count).map(|index| self.info(index)).collect(),
+        }
+    }
+
+    fn none(&self) -> Error {
+        let kind = self.table.kind;
+        let todo = remedy::no_device(kind);
+        let text = format!("the driver finds no device: {todo}");
+        Error::new(DeviceId::new(kind, 0), "open", Cause::Missing(text))
     }
 
     /// How many devices it has.
@@ -79,19 +105,29 @@ impl Driver {
     /// What the driver said.
     pub fn info(&self, index: u32) -> Result<Info, Error> {
         let (table, id) = (self.table, DeviceId::new(self.table.kind, index));
+        if self.count == 0 {
+            return Err(self.none());
+        }
         if index >= self.count {
-            let text = format!("the driver has {} devices", self.count);
-            return Err(Error::new(id, "find the device", Cause::Missing(text)));
+            let text = match self.count {
+                1 => "there is one device, and its number is 0".to_owned(),
+                count => format!("there are {count} devices, numbered from 0"),
+            };
+            return Err(Error::new(id, "open", Cause::Missing(text)));
         }
         let device = table.device(id)?;
         let total = table.total(id, device)?;
+        let integrated = match table.kind {
+            Kind::Cuda => CUDA_INTEGRATED,
+            _ => HIP_INTEGRATED,
+        };
         Ok(Info {
             id,
             name: table.device_name(id, device)?,
             total_memory: total,
-            unified: table.kind == Kind::Cuda && table.attribute(device, INTEGRATED) != 0,
+            unified: table.attribute(device, integrated) == 1,
             align: ALIGN,
-            max_region: total,
+            max_region: total.max(1),
             pitched: true,
         })
     }
@@ -104,12 +140,40 @@ impl Driver {
         let info = self.info(index)?;
         let device = self.table.device(info.id)?;
         let context = self.table.retain(info.id, device)?;
+        let max_pitch = match self.table.kind {
+            Kind::Cuda => self.table.attribute(device, CUDA_MAX_PITCH),
+            _ => 0,
+        };
         Ok(DriverDevice(Arc::new(Shared {
             table: self.table,
             device,
             context,
+            // What drivers say that say something.
+            max_pitch: usize::try_from(max_pitch).map_or(0, |pitch| match pitch {
+                0 => i32::MAX as usize,
+                pitch => pitch,
+            }),
             info,
         })))
+    }
+}
+
+/// The driver's number for an error.
+fn code(error: &Error) -> Option<i32> {
+    match error.cause() {
+        Cause::Driver { code, .. } => i32::try_from(*code).ok(),
+        _ => None,
+    }
+}
+
+/// An error of the driver's start, with what there is to do about it, where that is known.
+fn with_remedy(kind: Kind, code: Option<i32>, error: Error) -> Error {
+    match code.and_then(|code| remedy::start(kind, code)) {
+        Some(todo) => {
+            let text = format!("{}: {todo}", error.cause());
+            Error::new(error.device(), "open the driver", Cause::Missing(text))
+        }
+        None => error,
     }
 }
 
@@ -119,6 +183,7 @@ pub(super) struct Shared {
     pub table: &'static Table,
     device: i32,
     context: Handle,
+    pub max_pitch: usize,
     pub info: Info,
 }
 
@@ -126,7 +191,7 @@ impl Shared {
     /// Makes the device current until the result is dropped.
     pub fn enter(&self) -> Result<Entered<'_>, Error> {
         let was = self.table.enter(self.info.id, self.device, self.context)?;
-        Ok(Entered(self, was))
+        Ok(Entered(self, was, PhantomData))
     }
 }
 
@@ -136,7 +201,8 @@ impl Drop for Shared {
     }
 }
 
-pub(super) struct Entered<'a>(&'a Shared, Was);
+/// The device is current on this thread, and on no other, for as long as this lives.
+pub(super) struct Entered<'a>(&'a Shared, Was, PhantomData<*const ()>);
 
 impl Drop for Entered<'_> {
     fn drop(&mut self) {
@@ -198,7 +264,9 @@ impl Device for DriverDevice {
         let shared = &self.0;
         let entered = shared.enter()?;
         // The driver locks whole pages, and an empty range has no address.
-        let start = shared.table.host_allocate(len.max(1));
+        let whole = len.max(1).checked_next_multiple_of(PAGE);
+        let whole = whole.filter(|whole| isize::try_from(*whole).is_ok());
+        let start = whole.map_or(Err(OUT_OF_MEMORY), |len| shared.table.host_allocate(len));
         drop(entered);
         let start = start.map_err(|code| match code {
             // The host's memory: the device's free bytes would mislead.
@@ -211,11 +279,16 @@ impl Device for DriverDevice {
             }
             code => shared.table.error(shared.info.id, DOING, code),
         })?;
-        Ok(Box::new(DriverStaging {
+        let staging = DriverStaging {
             shared: Arc::clone(shared),
             start,
             len,
-        }))
+        };
+        if !staging.address().is_multiple_of(PAGE) {
+            let cause = Cause::Unsupported("a driver whose host memory begins within a page");
+            return Err(Error::new(shared.info.id, DOING, cause));
+        }
+        Ok(Box::new(staging))
     }
 
     fn queue(&self) -> Result<Box<dyn Queue>, Error> {
@@ -228,29 +301,35 @@ impl Device for DriverDevice {
         len: u64,
         owner: Box<dyn Any + Send + Sync>,
     ) -> Result<Memory, Error> {
+        const DOING: &str = "use memory of others";
         let shared = Arc::clone(&self.0);
+        let refused = |text: String| Error::new(shared.info.id, DOING, Cause::Invalid(text));
         if address.checked_add(len).is_none() || (address == 0 && len > 0) {
-            let text = format!("{len} bytes at {address:#x} are no memory");
-            return Err(Error::new(
-                shared.info.id,
-                "use memory of others",
-                Cause::Invalid(text),
-            ));
+            return Err(refused(format!(
+                "{len} bytes at {address:#x} are no memory"
+            )));
+        }
+        if len > 0 {
+            let _entered = shared.enter()?;
+            let other = shared.table.ordinal(address);
+            if let Some(other) = other.filter(|other| *other != shared.info.id.index) {
+                return Err(refused(format!("it is of device {other}")));
+            }
         }
         Ok(Arc::new(DriverMemory {
             shared,
             address,
             len,
-            owner: Some(Owner(Mutex::new(owner))),
+            owner: Some(Owner(owner)),
         }))
     }
 }
 
 /// Whoever owns memory that was adopted; only ever dropped.
-struct Owner(#[allow(dead_code, reason = "held for its drop")] Mutex<Box<dyn Any + Send + Sync>>);
+struct Owner(#[allow(dead_code, reason = "held for its drop")] Box<dyn Any + Send + Sync>);
 
-impl std::fmt::Debug for Owner {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Owner")
     }
 }
@@ -262,6 +341,13 @@ pub(super) struct DriverMemory {
     pub address: u64,
     len: u64,
     owner: Option<Owner>,
+}
+
+impl DriverMemory {
+    /// Whether it is of this device, as this driver has it.
+    pub fn is_of(&self, shared: &Shared) -> bool {
+        std::ptr::eq(self.shared.table, shared.table) && self.shared.device == shared.device
+    }
 }
 
 impl DeviceMemory for DriverMemory {
@@ -284,6 +370,7 @@ impl DeviceMemory for DriverMemory {
 
 impl Drop for DriverMemory {
     fn drop(&mut self) {
+        // A driver waits for whatever still uses the memory, frameworks' work included.
         if self.owner.is_none()
             && self.address != 0
             && let Ok(_entered) = self.shared.enter()
@@ -305,6 +392,11 @@ pub(super) struct DriverStaging {
 unsafe impl Send for DriverStaging {}
 
 impl DriverStaging {
+    /// Whether this device's driver made it; all of its devices may copy from it.
+    pub fn is_of(&self, shared: &Shared) -> bool {
+        std::ptr::eq(self.shared.table, shared.table)
+    }
+
     /// Its address.
     pub fn address(&self) -> usize {
         self.start.as_ptr().expose_provenance()

@@ -5,7 +5,9 @@
 
 mod call;
 mod device;
+mod part;
 mod queue;
+mod remedy;
 mod table;
 
 pub use device::{Driver, DriverDevice};

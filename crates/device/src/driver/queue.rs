@@ -4,8 +4,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::call::{Grid, NOT_READY, Way};
 use super::device::{DriverMemory, DriverStaging, Shared};
+use super::part::{Part, parts};
 use super::table::Handle;
-use crate::{Cause, Completion, DeviceMemory, Error, Queue, Slot, Stream, Ticket, Transfer};
+use crate::{Cause, Completion, Error, Queue, Slot, Stream, Ticket, Transfer};
 
 /// A stream and the events that were made for it.
 #[derive(Debug)]
@@ -38,6 +39,19 @@ impl Line {
                 self.put_back(event);
                 Err(self.error("mark the end of a copy", code))
             }
+        }
+    }
+
+    /// What one stream has been given so far comes before what the other is given from now on.
+    fn order(&self, first: Handle, then: Handle) -> Result<(), Error> {
+        let _entered = self.shared.enter()?;
+        let event = self.mark(first)?;
+        let code = self.shared.table.stream_wait(then, event);
+        // The wait is for what the event stands for now: it may be used again at once.
+        self.put_back(event);
+        match code {
+            0 => Ok(()),
+            code => Err(self.error("wait for a stream", code)),
         }
     }
 
@@ -82,87 +96,95 @@ impl DriverQueue {
 
     fn run(&self, way: Way, slot: Slot, transfers: Vec<Transfer>) -> Result<Ticket, Error> {
         let line = &self.0;
-        let host = check(line, &slot, &transfers)?;
+        let (host, parts) = check(line, &slot, &transfers)?;
         let _entered = line.shared.enter()?;
-        let begun = transfers
-            .iter()
-            .try_for_each(|transfer| start(line, way, host, transfer));
-        match begun.and_then(|()| line.mark(line.stream)) {
-            Ok(event) => {
-                let end = End {
-                    line: Arc::clone(line),
-                    event,
-                    over: false,
-                };
-                Ok(Ticket::new(Box::new(end), slot, transfers))
-            }
-            Err(error) => {
-                // What was started may still read the slot.
-                if line.shared.table.stream_sync(line.stream) != 0 {
-                    slot.abandon();
-                    transfers
-                        .into_iter()
-                        .for_each(|transfer| std::mem::forget(transfer.memory));
-                }
-                Err(error)
-            }
+        let mut flight = Flight {
+            line,
+            held: Some((slot, transfers)),
+        };
+        for part in parts {
+            start(line, way, host, part)?;
+        }
+        let event = line.mark(line.stream)?;
+        let end = End {
+            line: Arc::clone(line),
+            event,
+            over: false,
+        };
+        match flight.held.take() {
+            Some((slot, transfers)) => Ok(Ticket::new(Box::new(end), slot, transfers)),
+            None => unreachable!("nobody else takes what is held"),
         }
     }
 }
 
-/// Checks every transfer, and gives the slot's address.
-fn check(line: &Line, slot: &Slot, transfers: &[Transfer]) -> Result<usize, Error> {
+/// A slot and memory while copies between them are started. Dropped before a ticket has them, be it by an
+/// error or a panic, it waits for what was started.
+struct Flight<'a> {
+    line: &'a Line,
+    held: Option<(Slot, Vec<Transfer>)>,
+}
+
+impl Drop for Flight<'_> {
+    fn drop(&mut self) {
+        if let Some((slot, transfers)) = self.held.take()
+            && self.line.shared.table.stream_sync(self.line.stream) != 0
+        {
+            // Nobody knows what still runs.
+            slot.abandon();
+            std::mem::forget(transfers);
+        }
+    }
+}
+
+/// Checks every transfer, and gives the slot's address and what there is to copy.
+fn check(line: &Line, slot: &Slot, transfers: &[Transfer]) -> Result<(usize, Vec<Part>), Error> {
     let refused =
         |text: &str| Error::new(line.shared.info.id, "copy", Cause::Invalid(text.to_owned()));
     let staging = slot
         .staging()
         .and_then(|staging| staging.as_any().downcast_ref::<DriverStaging>());
+    let staging = staging.filter(|staging| staging.is_of(&line.shared));
     let staging = staging.ok_or_else(|| refused("staging memory of another kind of device"))?;
+    let mut addresses = Vec::with_capacity(transfers.len());
     for transfer in transfers {
         if !transfer.fits(slot.bytes().len()) {
             return Err(refused("a transfer leaves its slot or its memory"));
         }
         let memory = transfer.memory.as_any().downcast_ref::<DriverMemory>();
-        if memory.is_none_or(|memory| memory.device() != line.shared.info.id) {
-            return Err(refused("memory of another device"));
-        }
+        let memory = memory.filter(|memory| memory.is_of(&line.shared));
+        let memory = memory.ok_or_else(|| refused("memory of another device"))?;
+        addresses.push(memory.address);
     }
-    Ok(staging.address())
+    let parts = parts(transfers.iter().zip(addresses));
+    Ok((staging.address(), parts))
 }
 
-/// Starts one transfer, which was checked.
-fn start(line: &Line, way: Way, host: usize, transfer: &Transfer) -> Result<(), Error> {
-    if transfer.len == 0 {
-        return Ok(());
-    }
-    let (device, host) = (
-        transfer.memory.address() + transfer.offset,
-        host + transfer.at,
-    );
-    let table = line.shared.table;
-    let code = if transfer.rows == 1 {
-        table.copy(way, device, host, transfer.len, line.stream)
+/// Starts one copy, which was checked.
+fn start(line: &Line, way: Way, host: usize, part: Part) -> Result<(), Error> {
+    let (table, stream) = (line.shared.table, line.stream);
+    let farthest = part.device_pitch.max(part.slot_pitch);
+    let code = if part.rows == 1 {
+        table.copy(way, part.device, host + part.at, part.len, stream)
+    } else if farthest > line.shared.max_pitch {
+        return part
+            .each_row()
+            .try_for_each(|row| start(line, way, host, row));
     } else {
         let grid = Grid {
-            device,
-            device_pitch: transfer.memory_pitch as usize,
-            host,
-            host_pitch: transfer.slot_pitch,
-            width: transfer.len,
-            height: transfer.rows,
+            device: part.device,
+            device_pitch: part.device_pitch,
+            host: host + part.at,
+            host_pitch: part.slot_pitch,
+            width: part.len,
+            height: part.rows,
         };
-        table.copy_rows(way, grid, line.stream)
+        table.copy_rows(way, grid, stream)
     };
-    match code {
-        0 => Ok(()),
-        code => Err(line.error(
-            if way == Way::ToDevice {
-                "copy to it"
-            } else {
-                "copy from it"
-            },
-            code,
-        )),
+    match (code, way) {
+        (0, _) => Ok(()),
+        (code, Way::ToDevice) => Err(line.error("copy to it", code)),
+        (code, Way::ToHost) => Err(line.error("copy from it", code)),
     }
 }
 
@@ -176,29 +198,11 @@ impl Queue for DriverQueue {
     }
 
     fn after(&mut self, stream: Stream) -> Result<(), Error> {
-        let line = &self.0;
-        let _entered = line.shared.enter()?;
-        let event = line.mark(stream.raw() as Handle)?;
-        let code = line.shared.table.stream_wait(line.stream, event);
-        line.put_back(event);
-        if code == 0 {
-            Ok(())
-        } else {
-            Err(line.error("wait for a stream", code))
-        }
+        self.0.order(stream.raw() as Handle, self.0.stream)
     }
 
     fn before(&mut self, stream: Stream) -> Result<(), Error> {
-        let line = &self.0;
-        let _entered = line.shared.enter()?;
-        let event = line.mark(line.stream)?;
-        let code = line.shared.table.stream_wait(stream.raw() as Handle, event);
-        line.put_back(event);
-        if code == 0 {
-            Ok(())
-        } else {
-            Err(line.error("make a stream wait", code))
-        }
+        self.0.order(self.0.stream, stream.raw() as Handle)
     }
 
     fn drain(&mut self) -> Result<(), Error> {

@@ -10,11 +10,13 @@
 //! 2. The library is never closed: its functions and threads live as long as the process.
 #![allow(unsafe_code)]
 
-use std::ffi::{c_char, c_int, c_uint, c_void};
-use std::path::Path;
+use std::ffi::{OsStr, c_char, c_int, c_uint, c_void};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use libloading::Library;
 
+use super::remedy;
 use crate::{Cause, DeviceId, Error, Kind};
 
 /// A driver's result: 0 is success.
@@ -100,6 +102,8 @@ pub struct Table {
     pub memory_info: Fn2<*mut usize, *mut usize>,
     pub allocate: Fn2<*mut u64, usize>,
     pub free: Fn1<u64>,
+    /// What an address is of; drivers of today have it.
+    pub pointer: Option<Fn3<*mut c_void, c_int, u64>>,
     pub host_allocate: Fn3<*mut *mut c_void, usize, c_uint>,
     pub host_free: Fn1<*mut c_void>,
     pub to_device: Fn4<u64, *const c_void, usize, Handle>,
@@ -117,16 +121,31 @@ pub struct Table {
     pub names: Names,
 }
 
-/// Names of CUDA's library, in the order of trying.
-const CUDA: &[&str] = &["libcuda.so.1", "libcuda.so", "nvcuda.dll"];
-/// Names of HIP's.
-const HIP: &[&str] = &[
-    "libamdhip64.so",
-    "libamdhip64.so.7",
-    "libamdhip64.so.6",
-    "libamdhip64.so.5",
-    "amdhip64.dll",
-];
+/// What CUDA's library is called on this system, in the order of trying.
+const CUDA: &[&str] = if cfg!(windows) {
+    &["nvcuda.dll"]
+} else if cfg!(target_vendor = "apple") {
+    &["libcuda.dylib", "/usr/local/cuda/lib/libcuda.dylib"]
+} else {
+    &["libcuda.so.1", "libcuda.so"]
+};
+/// What HIP's is.
+const HIP: &[&str] = if cfg!(windows) {
+    &["amdhip64_7.dll", "amdhip64_6.dll", "amdhip64.dll"]
+} else if cfg!(target_vendor = "apple") {
+    &["libamdhip64.dylib"]
+} else {
+    &[
+        "libamdhip64.so",
+        "libamdhip64.so.7",
+        "libamdhip64.so.6",
+        "libamdhip64.so.5",
+        "/opt/rocm/lib/libamdhip64.so",
+    ]
+};
+
+/// The tables of this process: a library is opened once.
+static OPEN: Mutex<Vec<(Kind, Option<PathBuf>, &'static Table)>> = Mutex::new(Vec::new());
 
 impl Table {
     /// Opens the driver of a kind under its usual names, or at a path.
@@ -136,33 +155,61 @@ impl Table {
     pub fn open(kind: Kind, path: Option<&Path>) -> Result<&'static Table, Error> {
         let id = DeviceId::new(kind, 0);
         let names = match kind {
+            // Addresses are 64 bits wide in the table.
+            Kind::Cuda | Kind::Rocm if usize::BITS != 64 => &[],
             Kind::Cuda => CUDA,
             Kind::Rocm => HIP,
             _ => return Err(Error::unsupported(id, "a driver of this kind")),
         };
-        let missing = |text: String| Error::new(id, "open the driver", Cause::Missing(text));
+        let missing = |text: String| {
+            let text = format!("{text}: {}", remedy::install(kind));
+            Error::new(id, "open the driver", Cause::Missing(text))
+        };
+        let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = open
+            .iter()
+            .find(|(of, at, _)| *of == kind && at.as_deref() == path);
+        if let Some((.., table)) = known {
+            return Ok(table);
+        }
         let library = match path {
-            Some(path) => load(path.as_os_str().to_owned()).map_err(&missing)?,
-            None => names
-                .iter()
-                .find_map(|name| load((*name).into()).ok())
-                .ok_or_else(|| missing(format!("none of {} is there", names.join(", "))))?,
+            Some(path) => load(path.as_os_str()),
+            None => first(names),
         };
         // Invariant 2.
-        let library: &'static Library = Box::leak(Box::new(library));
+        let library: &'static Library = Box::leak(Box::new(library.map_err(&missing)?));
         let table = match kind {
             Kind::Cuda => cuda(library),
             _ => hip(library),
         };
-        table
-            .map(|table| &*Box::leak(Box::new(table)))
-            .map_err(missing)
+        let table: &'static Table = Box::leak(Box::new(table.map_err(missing)?));
+        open.push((kind, path.map(Path::to_owned), table));
+        Ok(table)
     }
 }
 
-fn load(name: std::ffi::OsString) -> Result<Library, String> {
+/// The first library of these names that opens; or what was said of the first.
+fn first(names: &[&str]) -> Result<Library, String> {
+    let mut said = None;
+    for name in names {
+        match load(OsStr::new(name)) {
+            Ok(library) => return Ok(library),
+            Err(text) => said = said.or(Some(text)),
+        }
+    }
+    Err(said.unwrap_or_else(|| "there are drivers for 64-bit systems only".to_owned()))
+}
+
+fn load(name: &OsStr) -> Result<Library, String> {
     // SAFETY: a driver's library, whose initialisers may run in any process.
-    unsafe { Library::new(&name) }.map_err(|e| format!("{}: {e}", name.to_string_lossy()))
+    unsafe { Library::new(name) }.map_err(|error| {
+        // The system's own sentence names the library, mostly.
+        let (name, text) = (name.to_string_lossy(), error.to_string());
+        match text.contains(&*name) {
+            true => text,
+            false => format!("{name}: {text}"),
+        }
+    })
 }
 
 /// The function of this name.
@@ -193,6 +240,7 @@ fn cuda(of: &'static Library) -> Result<Table, String> {
         memory_info: get(of, "cuMemGetInfo_v2")?,
         allocate: get(of, "cuMemAlloc_v2")?,
         free: get(of, "cuMemFree_v2")?,
+        pointer: get(of, "cuPointerGetAttribute").ok(),
         host_allocate: get(of, "cuMemHostAlloc")?,
         host_free: get(of, "cuMemFreeHost")?,
         to_device: get(of, "cuMemcpyHtoDAsync_v2")?,
@@ -231,6 +279,7 @@ fn hip(of: &'static Library) -> Result<Table, String> {
         memory_info: get(of, "hipMemGetInfo")?,
         allocate: get(of, "hipMalloc")?,
         free: get(of, "hipFree")?,
+        pointer: get(of, "hipPointerGetAttribute").ok(),
         host_allocate: get(of, "hipHostMalloc")?,
         host_free: get(of, "hipHostFree")?,
         to_device: get(of, "hipMemcpyHtoDAsync")?,
