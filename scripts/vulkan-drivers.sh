@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Vulkan drivers that run on the processor, for the tests: Mesa's lavapipe, SwiftShader, and Khronos's
-# mock driver, which has a card's layout of memory and queues and does no work. With them the loader, and
+# mock driver, which does no work, and has kinds of memory and queues that the others lack. With them the loader, and
 # the validation layer.
 #
 #   scripts/vulkan-drivers.sh
