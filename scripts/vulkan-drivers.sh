@@ -33,7 +33,7 @@ command -v apt-get >/dev/null && command -v dpkg >/dev/null ||
   fail "needs apt-get and dpkg (Debian 12 or its container image)"
 
 # The list of packages and this script's version are part of the stamp.
-stamp="2 ${packages[*]}"
+stamp="3 ${packages[*]}"
 if [[ -f $home/stamp && $(cat "$home/stamp") == "$stamp" ]]; then
   exit
 fi
@@ -63,6 +63,8 @@ done
 rm -rf "$work/debs" "$work/lists" "$work/cache" "$work/log"
 
 libraries=usr/lib/$(uname -m)-linux-gnu
+# Some packages still put theirs outside /usr.
+cp -a "$work/root/${libraries#usr/}/." "$work/root/$libraries"
 chromium=usr/lib/chromium
 driver() {
   [[ -f $work/root/$2 ]] || fail "the packages have no $2"
