@@ -16,6 +16,7 @@
 mod direct;
 pub mod driver;
 mod error;
+pub mod find;
 pub mod host;
 mod id;
 #[cfg(target_vendor = "apple")]

@@ -91,12 +91,17 @@ impl Driver {
         self.count
     }
 
-    /// The driver's version, as it counts.
+    /// What it is, and its version: `CUDA 13.0`, `HIP 6.3`.
     ///
     /// # Errors
     /// What the driver said.
-    pub fn version(&self) -> Result<i32, Error> {
-        self.table.version(DeviceId::new(self.table.kind, 0))
+    pub fn version(&self) -> Result<String, Error> {
+        let version = self.table.version(DeviceId::new(self.table.kind, 0))?;
+        Ok(match self.table.kind {
+            Kind::Cuda => format!("CUDA {}.{}", version / 1000, version % 1000 / 10),
+            // HIP's numbers grew with 4.0.
+            _ => format!("HIP {}.{}", version / 10_000_000, version / 100_000 % 100),
+        })
     }
 
     /// What a device is, without making use of it.
