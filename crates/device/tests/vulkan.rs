@@ -4,7 +4,9 @@ mod consumer;
 mod contract;
 mod drivers;
 
+use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Instant;
 
 use tonnage_device::vulkan::{self, Settings, VulkanDevice};
 use tonnage_device::{Cause, Device, Error, HostDevice, Kind, Memory, Pool, Stream, Transfer};
@@ -63,6 +65,40 @@ fn what_the_machine_has_keeps_the_contract() {
             println!("{info:?}");
             let device = vulkan::open(info.id.index, &settings).unwrap();
             contract::keeps_the_contract(&*device);
+        }
+    }
+}
+
+/// Prints what copies from staging buffers reach: 4 GiB through four slots of 8 MiB, both ways.
+#[test]
+#[ignore = "measures the drivers that the machine has"]
+fn what_copies_reach() {
+    let (slots, len, rounds) = (4, 8 << 20, 512);
+    for settings in &ways()[1..] {
+        let device = vulkan::open(0, settings).unwrap();
+        let pool = Pool::new((slots * len) as u64);
+        let memory = device.allocate(1 << 30).unwrap();
+        let mut queue = device.queue().unwrap();
+        let lend = || pool.lend(&*device, len, 1, 1, &|| false).unwrap().remove(0);
+        for up in [true, false] {
+            let (start, mut tickets) = (Instant::now(), VecDeque::new());
+            for round in 0..rounds {
+                if tickets.len() == slots {
+                    drop(tickets.pop_front());
+                }
+                let at = (round * len) as u64 % memory.len();
+                let transfers = vec![Transfer::plain(memory.clone(), at, 0, len)];
+                tickets.push_back(match up {
+                    true => queue.upload(lend(), transfers).unwrap(),
+                    false => queue.download(lend(), transfers).unwrap(),
+                });
+            }
+            queue.drain().unwrap();
+            let rate = (rounds * len) as f64 / start.elapsed().as_secs_f64() / 1e9;
+            println!(
+                "{} up: {up}, {settings:?}: {rate:.1} GB/s",
+                device.info().name
+            );
         }
     }
 }
