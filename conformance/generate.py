@@ -13,13 +13,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT))
 
-from generator import container, entries, frozen, grammar, index, layout  # noqa: E402
+from generator import checksums, container, entries, frozen, grammar, index, layout  # noqa: E402
 from generator.build import Corpus  # noqa: E402
 
 
 def corpus():
     cases = Corpus()
-    for chapter in (container, grammar, entries, layout, index):
+    for chapter in (container, grammar, entries, layout, index, checksums):
         chapter.add(cases)
     return cases
 

@@ -22,6 +22,7 @@ CLAUSES = {
     "INDEX_TENSOR_MISSING": "8.9", "INDEX_TENSOR_TWICE": "8.10", "INDEX_SHARD_MISSING": "8.11",
     "LIMIT_HEADER": "10.2", "LIMIT_TENSORS": "10.3", "LIMIT_RANK": "10.4", "LIMIT_DIMS": "10.5",
     "LIMIT_METADATA": "10.6", "LIMIT_INDEX": "10.7", "LIMIT_SHARDS": "10.8",
+    "CHECKSUM_FORM": "13.4", "CHECKSUM_STALE": "13.5", "CHECKSUM_MISMATCH": "13.6",
 }  # fmt: skip
 
 #: Bits of an element, as the specification's clause 5.1 lists them.
@@ -148,6 +149,14 @@ class Corpus:
             id, blob, verdict="reject", code=code, limits=limits, compat={"verdict": "accept"},
             expect=content(tensors, metadata), why=why, **extra,
         )  # fmt: skip
+
+    # One file to be verified by its checksums; it is good whatever they say.
+
+    def checksums(self, id, blob, tensors, metadata, why, code=None, **extra):
+        path = f"files/{id}.safetensors"
+        codes = {} if code is None else {"code": code}
+        case = {"id": id, "kind": "checksums", "file": path, "verdict": "reject" if code else "accept"}
+        self.add({**case, "expect": content(tensors, metadata), "why": why, **codes, **extra}, {path: blob})
 
     # One index file.
 

@@ -4,6 +4,10 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use tonnage_storage::Source;
+
+use crate::checksum::BadChunk;
+
 /// A flag that ends a run from outside. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct Cancel(Arc<AtomicBool>);
@@ -37,6 +41,20 @@ pub struct Progress {
 /// Called after each block, from the threads that work.
 pub type OnProgress<'a> = &'a (dyn Fn(Progress) + Sync);
 
+/// Looks at what is read. Called from the threads that read, for each block when it is there.
+pub trait Check: Sync {
+    /// The bytes of a source from `offset` on, in as many parts as they were read into.
+    ///
+    /// # Errors
+    /// What ends the run, such as [`Error::Corrupt`].
+    fn check(
+        &self,
+        source: &dyn Source,
+        offset: u64,
+        parts: &mut dyn Iterator<Item = &[u8]>,
+    ) -> Result<(), Error>;
+}
+
 /// How to run. The default suits a local disk.
 #[derive(Clone, Copy, Default)]
 pub struct Options<'a> {
@@ -48,6 +66,8 @@ pub struct Options<'a> {
     pub progress: Option<OnProgress<'a>>,
     /// Ends the run.
     pub cancel: Option<&'a Cancel>,
+    /// Looks at what [`crate::read()`] reads.
+    pub check: Option<&'a dyn Check>,
 }
 
 impl Options<'_> {
@@ -77,6 +97,7 @@ impl fmt::Debug for Options<'_> {
             .field("block", &self.block)
             .field("progress", &self.progress.is_some())
             .field("cancel", &self.cancel)
+            .field("check", &self.check.is_some())
             .finish()
     }
 }
@@ -90,7 +111,7 @@ pub struct Report {
     pub bytes: u64,
     /// Threads that worked.
     pub threads: usize,
-    /// The way taken: "read", "write", "copy", "view".
+    /// The way taken: "read", "write", "direct", "view".
     pub strategy: &'static str,
 }
 
@@ -117,6 +138,13 @@ pub enum Error {
     },
     /// A device or its driver failed.
     Device(tonnage_device::Error),
+    /// Bytes that were read are not those that were written.
+    Corrupt {
+        /// What the source is called.
+        label: String,
+        /// Where, and how that was seen.
+        bad: BadChunk,
+    },
     /// The [`Cancel`] was raised.
     Cancelled,
 }
@@ -126,6 +154,7 @@ impl fmt::Display for Error {
         match self {
             Error::Storage { error, .. } => error.fmt(f),
             Error::Device(error) => error.fmt(f),
+            Error::Corrupt { label, bad } => write!(f, "{label}: {bad}"),
             Error::Cancelled => f.write_str("cancelled"),
         }
     }
@@ -136,7 +165,7 @@ impl std::error::Error for Error {
         match self {
             Error::Storage { error, .. } => Some(error),
             Error::Device(error) => Some(error),
-            Error::Cancelled => None,
+            Error::Corrupt { .. } | Error::Cancelled => None,
         }
     }
 }

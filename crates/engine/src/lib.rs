@@ -1,7 +1,8 @@
 //! Runs reads, writes and copies: the plain host path.
 //!
 //! Work comes as jobs: bytes of a source that belong in a buffer ([`read()`]), bytes of a buffer that belong
-//! in a sink ([`write()`]), bytes of a source that belong in a sink ([`copy()`]). The engine sorts them by
+//! in a sink ([`write()`]), bytes of a source that belong in a sink ([`copy()`]), or bytes from anywhere that
+//! belong in a sink ([`put()`]), with checksums on the way ([`checksum`]). The engine sorts them by
 //! file and offset, joins small neighbours, cuts large ones into blocks, and deals the blocks to a few
 //! threads. What it promises:
 //!
@@ -31,21 +32,24 @@
 //! Memory of devices is reached through a [`Pipeline`]: a fixed ring of staging slots, with reading and copying
 //! overlapped; see [`mod@pipeline`].
 
+pub mod checksum;
 mod control;
 mod copy;
 mod host;
 pub mod pipeline;
+mod put;
 mod queue;
 mod read;
 mod strategy;
 mod write;
 
-pub use control::{Cancel, Error, OnProgress, Options, Progress, Report};
+pub use control::{Cancel, Check, Error, OnProgress, Options, Progress, Report};
 pub use copy::{Copy, copy};
 pub use host::HostBuffer;
 pub use pipeline::{
     Cast, DeviceReport, Failed, Landed, Observe, Piece, Pipeline, PipelineOptions, SharedProgress,
 };
+pub use put::{Fill, Origin, Put, put};
 pub use queue::for_each_block;
 pub use read::{Read, read};
 pub use strategy::{Strategy, UnknownStrategy};

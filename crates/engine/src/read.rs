@@ -54,7 +54,14 @@ pub fn read(mut jobs: Vec<Read<'_>>, options: &Options<'_>) -> Result<Report, Er
             result.map_err(|error| Error::Storage {
                 error,
                 offset: block.offset,
-            })
+            })?;
+            match options.check {
+                Some(check) => {
+                    let mut parts = block.parts.iter().map(|part| &**part);
+                    check.check(block.source, block.offset, &mut parts)
+                }
+                None => Ok(()),
+            }
         },
     )
 }

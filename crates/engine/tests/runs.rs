@@ -95,7 +95,7 @@ fn reads_fill_every_buffer_in_few_calls() {
             threads: Some(threads),
             block: Some(4096),
             progress: Some(&progress),
-            cancel: None,
+            ..Options::default()
         };
         let report = read(jobs, &options).unwrap();
         assert!(buffers.concat() == all);
@@ -187,6 +187,7 @@ fn cancelling_ends_a_run_before_the_next_block() {
         block: Some(4096),
         progress: Some(&stop),
         cancel: Some(&cancel),
+        ..Options::default()
     };
     let mut buffer = vec![0; all.len()];
     let jobs = vec![Read {

@@ -118,6 +118,10 @@ reasons! {
     LimitMetadata "LIMIT_METADATA" "10.6" Limit "the file has more metadata entries than the reader's budget";
     LimitIndex "LIMIT_INDEX" "10.7" Limit "the index is longer than the reader's budget";
     LimitShards "LIMIT_SHARDS" "10.8" Limit "the checkpoint has more files than the reader's budget";
+    ChecksumForm "CHECKSUM_FORM" "13.4" Malformed "the checksums do not have the form that they should have";
+    ChecksumStale "CHECKSUM_STALE" "13.5" Malformed "the checksums are those of other data";
+    ChecksumMismatch "CHECKSUM_MISMATCH" "13.6" Malformed "the data is not what its checksum says";
+    NoChecksums "NO_CHECKSUMS" "13.8" Usage "there are no checksums to verify by";
     UnknownTensor "UNKNOWN_TENSOR" "" Usage "no tensor has this name";
     Slice "SLICE" "" Usage "the slice does not fit the tensor";
     Cast "CAST" "" Usage "the values cannot be cast";

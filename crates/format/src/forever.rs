@@ -20,6 +20,14 @@ pub const PAD: u8 = b' ';
 pub const EXTENSION: &str = "safetensors";
 /// What the name of an index file ends with (spec 8.1).
 pub const INDEX_SUFFIX: &str = ".safetensors.index.json";
+/// The metadata key of a file's checksums (spec 13.1).
+pub const CHECKSUMS_KEY: &str = "safetensors.checksums";
+/// The algorithm, as its value names it (spec 13.1).
+pub const CHECKSUM_ALGORITHM: &str = "crc64-nvme";
+/// Bytes of a chunk that has a sum of its own (spec 13.2).
+pub const CHECKSUM_CHUNK: u64 = 8_388_608;
+/// What the name of a file's BLAKE3 sidecar ends with, after the file's own (spec 13.14).
+pub const SIDECAR_SUFFIX: &str = ".b3";
 
 #[cfg(test)]
 mod tests {
@@ -41,5 +49,10 @@ mod tests {
             (EXTENSION, INDEX_SUFFIX),
             ("safetensors", ".safetensors.index.json")
         );
+        assert_eq!(
+            (CHECKSUMS_KEY, CHECKSUM_ALGORITHM, CHECKSUM_CHUNK),
+            ("safetensors.checksums", "crc64-nvme", 8_388_608)
+        );
+        assert_eq!(SIDECAR_SUFFIX, ".b3");
     }
 }

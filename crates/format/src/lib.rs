@@ -34,6 +34,7 @@ extern crate alloc;
 extern crate std;
 
 mod catalog;
+mod checksums;
 mod dtype;
 mod error;
 pub mod forever;
@@ -52,6 +53,7 @@ mod tiling;
 mod writer;
 
 pub use catalog::{Catalog, CatalogBuilder, Row, Source};
+pub use checksums::Checksums;
 pub use dtype::{Dtype, DtypeRow, Kind};
 pub use error::{Class, Error, Reason};
 pub use header::{Header, Metadata, Step, TensorDtype, TensorInfo, probe};

@@ -241,9 +241,23 @@ impl From<engine::Error> for Error {
         match error {
             engine::Error::Storage { error, .. } => error.into(),
             engine::Error::Device(error) => error.into(),
+            engine::Error::Corrupt { label, bad } => Error::from(mismatch(&bad)).in_file(label),
             engine::Error::Cancelled => Error::new(Cause::Cancelled),
         }
     }
+}
+
+/// A chunk that is not what its checksum says.
+pub(crate) fn mismatch(bad: &engine::checksum::BadChunk) -> format::Error {
+    format::Error::new(Reason::ChecksumMismatch)
+        .found(format_args!("{:016x} for {}", bad.found, place_of(bad)))
+        .needed(format_args!("{:016x}", bad.needed))
+}
+
+/// Where a chunk lies, in words.
+fn place_of(bad: &engine::checksum::BadChunk) -> String {
+    let end = bad.offset.saturating_add(bad.len);
+    format!("chunk {} (bytes {} to {end})", bad.chunk, bad.offset)
 }
 
 #[cfg(test)]

@@ -42,6 +42,7 @@ impl Load<'_> {
             block: None,
             progress: self.progress.map(|p| p.0),
             cancel: self.cancel,
+            check: None,
         }
     }
 }

@@ -318,7 +318,7 @@ impl Opened {
                 unreadable(failed.map_or("", |info| info.name), &error)
             }
             engine::Error::Device(failed) => error::usage("DEVICE", &failed.to_string()),
-            engine::Error::Cancelled => error::usage("CANCELLED", "cancelled"),
+            other => error::usage("CANCELLED", &other.to_string()),
         })?;
         for (filled, &dtype) in memory.iter_mut().zip(dtypes) {
             to_native(dtype, filled.as_mut_slice());

@@ -140,7 +140,7 @@ impl Out<'_> {
                 written.map(|_| ()).map_err(|e| match e {
                     engine::Error::Storage { error, .. } => unwritable(&error),
                     engine::Error::Device(failed) => error::usage("DEVICE", &failed.to_string()),
-                    engine::Error::Cancelled => error::usage("CANCELLED", "cancelled"),
+                    other => error::usage("CANCELLED", &other.to_string()),
                 })
             }
             Out::Memory(bytes) => {
