@@ -80,6 +80,13 @@ pub trait Device: Debug + Send + Sync {
     /// [`Cause::OutOfMemory`]; what the driver said.
     fn staging(&self, len: usize) -> Result<Box<dyn Staging>, Error>;
 
+    /// Whether its queues copy from and to this staging memory, which a device of the same name made: maybe
+    /// another instance, opened before or with another driver.
+    fn copies_from(&self, staging: &dyn Staging) -> bool {
+        let _ = staging;
+        true
+    }
+
     /// A queue of its own, which waits for nobody else's work.
     ///
     /// # Errors

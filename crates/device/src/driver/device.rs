@@ -296,6 +296,11 @@ impl Device for DriverDevice {
         Ok(Box::new(staging))
     }
 
+    fn copies_from(&self, staging: &dyn Staging) -> bool {
+        let staging = staging.as_any().downcast_ref::<DriverStaging>();
+        staging.is_some_and(|staging| staging.is_of(&self.0))
+    }
+
     fn queue(&self) -> Result<Box<dyn Queue>, Error> {
         Ok(Box::new(DriverQueue::open(&self.0)?))
     }

@@ -148,6 +148,11 @@ impl Device for VulkanDevice {
         Ok(Box::new(made?))
     }
 
+    fn copies_from(&self, staging: &dyn Staging) -> bool {
+        let staging = staging.as_any().downcast_ref::<VulkanStaging>();
+        staging.is_some_and(|staging| Arc::ptr_eq(staging.context(), &self.context))
+    }
+
     fn queue(&self) -> Result<Box<dyn Queue>, Error> {
         Ok(Box::new(VulkanQueue::new(&self.context)?))
     }
