@@ -1,6 +1,7 @@
 //! One error for the whole façade: who must act, and everything that is known.
 
 use std::fmt;
+use std::ops::Range;
 
 use tonnage_device::Cause as DeviceCause;
 use tonnage_engine as engine;
@@ -34,6 +35,8 @@ pub struct Error(Box<Inner>);
 struct Inner {
     cause: Cause,
     file: Option<String>,
+    /// A tensor, and bytes of its file, where the cause does not know them.
+    about: Option<(String, Option<Range<u64>>)>,
     suggestions: Vec<String>,
 }
 
@@ -53,6 +56,7 @@ impl Error {
         Error(Box::new(Inner {
             cause,
             file: None,
+            about: None,
             suggestions: Vec::new(),
         }))
     }
@@ -66,6 +70,12 @@ impl Error {
 
     pub(crate) fn in_file(mut self, label: impl Into<String>) -> Self {
         self.0.file.get_or_insert(label.into());
+        self
+    }
+
+    /// Says which tensor it was, and which bytes of its file.
+    pub(crate) fn about(mut self, tensor: &str, range: Option<Range<u64>>) -> Self {
+        self.0.about.get_or_insert((tensor.to_owned(), range));
         self
     }
 
@@ -132,7 +142,13 @@ impl Error {
 
     /// The tensor concerned.
     pub fn tensor(&self) -> Option<&str> {
-        self.format().and_then(format::Error::tensor_name)
+        let told = self.0.about.as_ref().map(|(tensor, _)| tensor.as_str());
+        self.format().and_then(format::Error::tensor_name).or(told)
+    }
+
+    /// The bytes of the file that were being read.
+    pub fn range(&self) -> Option<Range<u64>> {
+        self.0.about.as_ref()?.1.clone()
     }
 
     /// What was found; empty where that says nothing.
@@ -172,6 +188,7 @@ impl fmt::Display for Error {
         let Inner {
             cause,
             file,
+            about,
             suggestions,
         } = &*self.0;
         if let (Some(file), false) = (file, matches!(cause, Cause::Storage(_))) {
@@ -183,6 +200,14 @@ impl fmt::Display for Error {
             Cause::Device(error) => error.fmt(f)?,
             Cause::Cancelled => f.write_str("cancelled")?,
             Cause::Usage { text, .. } => f.write_str(text)?,
+        }
+        match (about, cause) {
+            (None, _) | (_, Cause::Cancelled) => {}
+            (Some((tensor, None)), _) => write!(f, " (tensor {tensor:?})")?,
+            (Some((tensor, Some(range))), _) => {
+                let Range { start, end } = range;
+                write!(f, " (tensor {tensor:?}, bytes {start} to {end})")?;
+            }
         }
         match suggestions.split_first() {
             None => Ok(()),

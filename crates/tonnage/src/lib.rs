@@ -11,14 +11,18 @@
 //! The mechanisms live below and are re-exported: [`mod@format`] (the grammar), [`storage`] (files),
 //! [`engine`] (moving bytes). [`compat`] has the reference crate's API with its semantics.
 
+pub use tonnage_device as device;
 pub use tonnage_engine as engine;
 pub use tonnage_format as format;
 pub use tonnage_storage as storage;
 
+pub mod arena;
 mod assemble;
 pub mod cast;
 mod checkpoint;
 pub mod compat;
+mod device_load;
+mod device_plan;
 pub mod diff;
 pub mod edit;
 mod error;
@@ -30,18 +34,21 @@ mod save;
 mod shards;
 mod spool;
 pub mod stats;
+mod stream;
 mod tensor;
 pub mod values;
 mod verify;
 mod writer;
 
 pub use checkpoint::{Checkpoint, CheckpointFile, Note};
+pub use device_load::{Allocate, DeviceLoad, DeviceLoaded, DeviceMap, DeviceTensor};
 pub use error::{Error, ErrorKind, Result};
 pub use load::{ALIGN, Load, Loaded, LoadedTensor, OnProgressOf, Report};
 pub use open::{Layout, OpenOptions};
 pub use save::{Content, Item, Save, Saved, TensorData, save, save_items, to_bytes};
 pub use shards::{parse_size, split};
 pub use spool::{ROOM, SMALL};
+pub use stream::{DeviceStream, Order, Stream};
 pub use tensor::{GAP, SliceRef, TensorRef};
 pub use tonnage_format::Dtype;
 pub use tonnage_format::slice::Range as Slice;

@@ -47,10 +47,11 @@ mod piece;
 mod reader;
 mod shared;
 
+use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tonnage_device::{Cause, Device, DeviceId, Stream};
 use tonnage_storage::StorageKind;
@@ -158,14 +159,10 @@ impl Pipeline {
             }
         };
         let mut cutter = Cutter::new(ring.slot);
-        let mut empty = Vec::new();
         for (piece, way) in pieces.iter().zip(ways) {
             cutter.add(piece, way);
-            if piece.byte_len() == 0 && !pieces_have(&pieces, piece) {
-                empty.push(piece.tag);
-            }
         }
-        empty.dedup();
+        let empty = without_bytes(&pieces);
         let blocks = cutter.finish();
         let busy = threads.running.len() + blocks.len();
         self.shared.submit(blocks, empty);
@@ -258,7 +255,25 @@ impl Pipeline {
     /// # Errors
     /// The first failure, once; `Cancelled` if it is asked again.
     pub fn landed(&self) -> Result<Option<Landed>, Failed> {
-        Ok(self.shared.landed()?.map(|tags| Landed { tags }))
+        Ok(self.shared.landed(None)?.map(|tags| Landed { tags }))
+    }
+
+    /// As [`Pipeline::landed`], but waits no longer than `limit`: no tags then. For callers that have to look at
+    /// something else now and then.
+    ///
+    /// # Errors
+    /// As [`Pipeline::landed`].
+    pub fn landed_within(&self, limit: Duration) -> Result<Option<Landed>, Failed> {
+        let end = Instant::now().checked_add(limit);
+        Ok(self.shared.landed(end)?.map(|tags| Landed { tags }))
+    }
+
+    /// Tags that have arrived since they were last asked for, without waiting; `None` if there are none.
+    ///
+    /// # Errors
+    /// As [`Pipeline::landed`].
+    pub fn poll(&self) -> Result<Option<Landed>, Failed> {
+        Ok(self.shared.poll()?.map(|tags| Landed { tags }))
     }
 
     /// Pieces that are submitted from now on are copied after what this stream of a device has been given so
@@ -312,11 +327,21 @@ impl Pipeline {
     }
 }
 
-/// Whether another piece of the same tag has bytes: then the tag lands with them.
-fn pieces_have(pieces: &[Piece], empty: &Piece) -> bool {
-    pieces
-        .iter()
-        .any(|piece| piece.tag == empty.tag && piece.byte_len() > 0)
+/// Tags that have pieces, but no byte: they have arrived.
+fn without_bytes(pieces: &[Piece]) -> Vec<u64> {
+    let empty = |piece: &&Piece| piece.byte_len() == 0;
+    let mut tags: Vec<u64> = pieces.iter().filter(empty).map(|piece| piece.tag).collect();
+    tags.sort_unstable();
+    tags.dedup();
+    if !tags.is_empty() {
+        let full: HashSet<u64> = pieces
+            .iter()
+            .filter(|piece| !empty(piece))
+            .map(|piece| piece.tag)
+            .collect();
+        tags.retain(|tag| !full.contains(tag));
+    }
+    tags
 }
 
 fn join(thread: JoinHandle<()>) {

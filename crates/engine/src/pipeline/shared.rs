@@ -3,7 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tonnage_device::{Device, DeviceId, Stream};
 
@@ -40,6 +40,14 @@ struct State {
     /// Streams to wait for, each with the number of the last call that named it.
     streams: Vec<(DeviceId, Stream, u64)>,
     calls: u64,
+}
+
+impl State {
+    /// The failure, told once; whoever asks again hears that it is over.
+    fn told(&mut self) -> Failed {
+        let failure = self.failure.take();
+        failure.unwrap_or_else(|| Failed::of(Error::Cancelled))
+    }
 }
 
 /// What is counted while it runs.
@@ -187,17 +195,13 @@ impl Shared {
         self.work.notify_all();
     }
 
-    /// Waits for tags that have arrived. `None`: nothing is under way.
-    pub fn landed(&self) -> Result<Option<Vec<u64>>, Failed> {
+    /// Waits for tags that have arrived, until `end` at most: then there are none. `None`: nothing is under way.
+    pub fn landed(&self, end: Option<Instant>) -> Result<Option<Vec<u64>>, Failed> {
         loop {
             self.is_cancelled();
             let mut state = self.lock();
             if self.stopped.load(Ordering::Relaxed) {
-                // Told once; whoever asks again hears that it is over.
-                return Err(state
-                    .failure
-                    .take()
-                    .unwrap_or_else(|| Failed::of(Error::Cancelled)));
+                return Err(state.told());
             }
             if !state.landed.is_empty() {
                 return Ok(Some(std::mem::take(&mut state.landed)));
@@ -205,8 +209,23 @@ impl Shared {
             if state.left.is_empty() {
                 return Ok(None);
             }
-            drop(self.news.wait_timeout(state, LOOK));
+            let left = end.map_or(LOOK, |end| end.saturating_duration_since(Instant::now()));
+            if left.is_zero() {
+                return Ok(Some(Vec::new()));
+            }
+            drop(self.news.wait_timeout(state, left.min(LOOK)));
         }
+    }
+
+    /// Tags that have arrived, without waiting.
+    pub fn poll(&self) -> Result<Option<Vec<u64>>, Failed> {
+        self.is_cancelled();
+        let mut state = self.lock();
+        if self.stopped.load(Ordering::Relaxed) {
+            return Err(state.told());
+        }
+        let landed = std::mem::take(&mut state.landed);
+        Ok((!landed.is_empty()).then_some(landed))
     }
 
     /// Bytes that were submitted.
