@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{Access, Advice, FallocateFlags, Gid, Uid};
+use rustix::fs::{Access, FallocateFlags, Gid, Uid};
 use rustix::io::Errno;
 
 use crate::direct_write::{ALIGN, DirectFile};
@@ -240,12 +240,13 @@ impl Sink for AtomicFile {
             .map_err(|e| Error::new("write", &self.label, e))
     }
 
+    #[cfg(target_os = "linux")]
     fn start_writeback(&self, offset: u64, len: u64) {
         if self.durability.syncs_files() {
             // On Linux this starts writing the range's dirty pages and waits for nothing: the final fsync then
             // finds little left to do. Pages still dirty stay cached.
             let len = std::num::NonZeroU64::new(len);
-            let _ = rustix::fs::fadvise(self.file(), offset, len, Advice::DontNeed);
+            let _ = rustix::fs::fadvise(self.file(), offset, len, rustix::fs::Advice::DontNeed);
         }
     }
 

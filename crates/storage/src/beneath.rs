@@ -12,7 +12,7 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags, ResolveFlags, openat, openat2};
+use rustix::fs::{Mode, OFlags, openat};
 use rustix::io::Errno;
 
 use crate::Error;
@@ -68,6 +68,14 @@ const FLAGS: OFlags = OFlags::RDONLY
     .union(OFlags::CLOEXEC)
     .union(OFlags::NONBLOCK);
 
+/// A folder on the way to a file. Linux opens it without the right to read it.
+#[cfg(target_os = "linux")]
+const FOLDER: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+#[cfg(not(target_os = "linux"))]
+const FOLDER: OFlags = OFlags::RDONLY
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::CLOEXEC);
+
 fn refusal(path: &Path, error: Errno) -> Refusal {
     match error {
         Errno::XDEV | Errno::LOOP => Refusal::Escapes,
@@ -80,23 +88,31 @@ fn refusal(path: &Path, error: Errno) -> Refusal {
 fn within(root: &Path, name: &str) -> Result<OwnedFd, Errno> {
     let limit = cache_repository(root).unwrap_or_else(|| (root.to_owned(), PathBuf::new()));
     let (folder, prefix) = limit;
-    let folder = rustix::fs::open(
-        &folder,
-        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )?;
-    let path = prefix.join(name);
+    let folder = rustix::fs::open(&folder, FOLDER, Mode::empty())?;
+    beneath(folder, &prefix.join(name))
+}
+
+/// `path` beneath `folder`, as the kernel resolves it in one call.
+#[cfg(target_os = "linux")]
+fn beneath(folder: OwnedFd, path: &Path) -> Result<OwnedFd, Errno> {
+    use rustix::fs::{ResolveFlags, openat2};
+
     let how = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
     // EAGAIN: a rename somewhere raced with the check; the kernel asks to try again.
     for _ in 0..16 {
-        match openat2(&folder, &path, FLAGS, Mode::empty(), how) {
+        match openat2(&folder, path, FLAGS, Mode::empty(), how) {
             Err(Errno::AGAIN | Errno::INTR) => {}
             // Kernels before 5.6, and sandboxes that do not know the call.
-            Err(Errno::NOSYS | Errno::PERM) => return step_by_step(folder, &path),
+            Err(Errno::NOSYS | Errno::PERM) => return step_by_step(folder, path),
             other => return other,
         }
     }
     Err(Errno::AGAIN)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn beneath(folder: OwnedFd, path: &Path) -> Result<OwnedFd, Errno> {
+    step_by_step(folder, path)
 }
 
 /// `path` beneath `folder`, one component at a time, following no link at all.
@@ -104,11 +120,7 @@ fn step_by_step(mut folder: OwnedFd, path: &Path) -> Result<OwnedFd, Errno> {
     let mut components = path.components().peekable();
     while let Some(component) = components.next() {
         let last = components.peek().is_none();
-        let flags = if last {
-            FLAGS
-        } else {
-            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC
-        };
+        let flags = if last { FLAGS } else { FOLDER };
         let next = openat(
             &folder,
             component.as_os_str(),
