@@ -1,7 +1,7 @@
 //! The host as a device: its memory is memory, and a copy is over when it returns.
 //!
 //! Invariants:
-//! 1. [`HostMemory`] owns one anonymous map, which never moves and lives as long as it does.
+//! 1. `HostMemory` owns one anonymous map, which never moves and lives as long as it does.
 //! 2. No two borrows of its bytes overlap: each takes its range in `taken` first and gives it back after.
 #![allow(unsafe_code)]
 

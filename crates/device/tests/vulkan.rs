@@ -9,7 +9,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use tonnage_device::vulkan::{self, Settings, VulkanDevice};
-use tonnage_device::{Cause, Device, Error, HostDevice, Kind, Memory, Pool, Stream, Transfer};
+use tonnage_device::{
+    Cause, Device, Error, HostDevice, Kind, Memory, Pool, Stream, Transfer, find,
+};
 
 const MIB: u64 = 1 << 20;
 
@@ -406,6 +408,34 @@ fn special_memory_and_video_engines_are_left_alone() {
 }
 
 #[test]
+fn whoever_looks_finds_it_and_all_share_it() {
+    drivers::on(
+        "lavapipe",
+        "whoever_looks_finds_it_and_all_share_it",
+        || {
+            let settings = find::Settings::default();
+            let found = find::devices(&settings);
+            let found = found.iter().find(|found| found.kind == Kind::Vulkan);
+            let infos = found.unwrap().devices.as_ref().unwrap();
+            assert!(infos.len() == 1 && infos[0].name.contains("llvmpipe") && infos[0].unified);
+            let [one, two] = [(); 2].map(|()| find::open(infos[0].id, &settings).unwrap());
+            assert!(Arc::ptr_eq(&one, &two) && one.info() == &infos[0]);
+            // Opened another way it is another device, and staging buffers are the same.
+            let settings = find::Settings {
+                vulkan_force_staging: true,
+                ..settings
+            };
+            let card = find::open(infos[0].id, &settings).unwrap();
+            assert!(!card.info().unified);
+            let slot = contract::lend(&Pool::new(MIB), &*one, 1).remove(0);
+            let memory = card.allocate(9).unwrap();
+            let to = vec![Transfer::plain(memory, 0, 0, 9)];
+            drop(card.queue().unwrap().upload(slot, to).unwrap());
+        },
+    );
+}
+
+#[test]
 fn what_is_missing_is_named() {
     let nowhere = Settings {
         library: Some("/nowhere/libvulkan.so.1".into()),
@@ -414,6 +444,8 @@ fn what_is_missing_is_named() {
     let error = vulkan::devices(&nowhere).unwrap_err().to_string();
     assert!(error.contains("/nowhere/libvulkan.so.1"), "{error}");
     assert!(error.contains("libvulkan1"), "what to do: {error}");
+    let error = vulkan::open(3, &nowhere).unwrap_err();
+    assert_eq!(error.device().to_string(), "vulkan:3");
     drivers::on("nothing", "what_is_missing_is_named", || {
         let error = vulkan::devices(&Settings::default())
             .unwrap_err()

@@ -44,8 +44,8 @@ pub(super) struct Instance {
 }
 
 impl Instance {
-    /// Opens the loader of this path, or the one that the system has.
-    pub fn new(library: Option<&PathBuf>) -> Result<Instance, Error> {
+    /// Opens the loader of this path, or the one that the system has, for the sake of a device.
+    pub fn new(library: Option<&PathBuf>, index: u32) -> Result<Instance, Error> {
         let opened = match library {
             // SAFETY: whoever names the library vouches that it is a Vulkan loader.
             Some(path) => unsafe { ash::Entry::load_from(path) },
@@ -53,8 +53,7 @@ impl Instance {
             None => unsafe { ash::Entry::load() },
         };
         let entry = opened.map_err(|error| {
-            missing(
-                0,
+            missing(index,
                 format!(
                     "no Vulkan loader ({error}): install libvulkan (Debian: libvulkan1, Fedora: vulkan-loader)"
                 ),
@@ -63,7 +62,10 @@ impl Instance {
         // SAFETY: a call without conditions.
         let version = unsafe { entry.try_enumerate_instance_version() };
         if version.ok().flatten().is_none_or(|found| found < VERSION) {
-            return Err(missing(0, "the Vulkan loader is older than 1.2".to_owned()));
+            return Err(missing(
+                index,
+                "the Vulkan loader is older than 1.2".to_owned(),
+            ));
         }
         let application = vk::ApplicationInfo::default()
             .application_name(c"tonnage")
@@ -72,11 +74,10 @@ impl Instance {
         // SAFETY: invariant 3.
         let raw = unsafe { entry.create_instance(&create, None) };
         let raw = raw.map_err(|result| match result {
-            vk::Result::ERROR_INCOMPATIBLE_DRIVER => missing(
-                0,
+            vk::Result::ERROR_INCOMPATIBLE_DRIVER => missing(index,
                 "the Vulkan loader found no driver: install the vendor's, or Mesa's (Debian: mesa-vulkan-drivers)".to_owned(),
             ),
-            result => refused(DeviceId::new(Kind::Vulkan, 0), "open", result),
+            result => refused(DeviceId::new(Kind::Vulkan, index), "open", result),
         })?;
         Ok(Instance { raw, _entry: entry })
     }
@@ -229,7 +230,7 @@ impl Context {
 
     fn create(index: u32, library: Option<&PathBuf>) -> Result<Context, Error> {
         let id = DeviceId::new(Kind::Vulkan, index);
-        let instance = Instance::new(library)?;
+        let instance = Instance::new(library, index)?;
         let devices = instance.devices()?;
         let physical = devices.get(index as usize).copied().ok_or_else(|| {
             let text = format!("the Vulkan drivers offer {} devices", devices.len());

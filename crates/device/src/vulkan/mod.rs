@@ -55,7 +55,7 @@ pub struct Survey {
 /// [`Cause::Missing`](crate::Cause::Missing) with what there is to do, where there is no loader or no driver;
 /// what the driver said.
 pub fn survey(settings: &Settings) -> Result<Vec<Survey>, Error> {
-    let instance = Instance::new(settings.library.as_ref())?;
+    let instance = Instance::new(settings.library.as_ref(), 0)?;
     let all = (0..).zip(instance.devices()?);
     let look = |(index, device)| match instance.facts(device) {
         Ok(facts) => {
