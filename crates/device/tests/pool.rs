@@ -187,9 +187,11 @@ fn two_who_need_most_of_it_do_not_wait_for_each_other() {
 fn who_came_first_is_served_first() {
     let (host, pool) = (Arc::default(), Pool::new(4000));
     let device = Counting::new(&host, 0);
-    let mut held = lend(&pool, &device, 1000, 4, 4);
+    let held = lend(&pool, &device, 1000, 4, 4);
     let served = Mutex::new(Vec::new());
     thread::scope(|scope| {
+        // A failure gives them back, so that nobody waits for ever.
+        let mut held = held;
         scope.spawn(|| {
             let slots = lend(&pool, &device, 1000, 4, 4);
             served.lock().unwrap().push("all");
