@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::Strategy;
 use tonnage_storage::Source;
 
 use crate::checksum::BadChunk;
@@ -58,7 +59,8 @@ pub trait Check: Sync {
 /// How to run. The default suits a local disk.
 #[derive(Clone, Copy, Default)]
 pub struct Options<'a> {
-    /// Threads at work; by default one for each core, at most [`Options::MAX_THREADS`].
+    /// Threads at work; by default one for each core, at most [`Options::MAX_THREADS`], and as many more as a
+    /// disk or a network needs to be busy.
     pub threads: Option<usize>,
     /// Bytes of a block; by default [`Options::BLOCK`].
     pub block: Option<usize>,
@@ -66,6 +68,8 @@ pub struct Options<'a> {
     pub progress: Option<OnProgress<'a>>,
     /// Ends the run.
     pub cancel: Option<&'a Cancel>,
+    /// How sources are read.
+    pub strategy: Strategy,
     /// Looks at what [`crate::read()`] reads.
     pub check: Option<&'a dyn Check>,
 }
@@ -77,11 +81,13 @@ impl Options<'_> {
     pub const BLOCK: usize = 8 << 20;
 
     pub(crate) fn threads(&self, blocks: usize) -> usize {
-        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
-        let wanted = self
-            .threads
-            .unwrap_or_else(|| cores().min(Self::MAX_THREADS));
-        wanted.min(blocks).max(1)
+        self.threads.unwrap_or_else(Self::cores).min(blocks).max(1)
+    }
+
+    /// Threads that have a core each, at most [`Options::MAX_THREADS`].
+    pub(crate) fn cores() -> usize {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        cores.min(Self::MAX_THREADS)
     }
 
     pub(crate) fn block(&self) -> usize {
@@ -97,6 +103,7 @@ impl fmt::Debug for Options<'_> {
             .field("block", &self.block)
             .field("progress", &self.progress.is_some())
             .field("cancel", &self.cancel)
+            .field("strategy", &self.strategy)
             .field("check", &self.check.is_some())
             .finish()
     }
@@ -111,8 +118,13 @@ pub struct Report {
     pub bytes: u64,
     /// Threads that worked.
     pub threads: usize,
-    /// The way taken: "read", "write", "direct", "view".
+    /// The way taken: of reads "direct", "buffered", "direct and buffered", "mmap", "memory", or "several" for
+    /// sources that differ; else "write", "direct", "read and cast".
     pub strategy: &'static str,
+    /// Why this way was taken.
+    pub reason: &'static str,
+    /// Bytes of memory that were used besides the buffers.
+    pub peak_staging: u64,
 }
 
 impl Report {

@@ -33,8 +33,10 @@
 //! overlapped; see [`mod@pipeline`].
 
 pub mod checksum;
+mod choose;
 mod control;
 mod copy;
+mod direct;
 mod host;
 pub mod pipeline;
 mod put;
@@ -43,11 +45,13 @@ mod read;
 mod strategy;
 mod write;
 
+pub use choose::settle;
 pub use control::{Cancel, Check, Error, OnProgress, Options, Progress, Report};
 pub use copy::{Copy, copy};
 pub use host::HostBuffer;
 pub use pipeline::{
-    Cast, DeviceReport, Failed, Landed, Observe, Piece, Pipeline, PipelineOptions, SharedProgress,
+    Cast, DeviceReport, Downloads, Failed, FromDevice, Landed, Piece, Pipeline, PipelineOptions,
+    SharedProgress,
 };
 pub use put::{Fill, Origin, Put, put};
 pub use queue::for_each_block;

@@ -60,6 +60,7 @@ pub fn for_each_block<B: Send, S>(
             bytes: total,
             threads,
             strategy,
+            ..Report::default()
         }),
     }
 }

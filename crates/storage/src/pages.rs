@@ -10,6 +10,8 @@
 //!    pages that are missing.
 #![allow(unsafe_code)]
 
+use std::time::Duration;
+
 /// Bytes of a huge page where the system has them for ordinary memory: x86-64, and aarch64 with small pages.
 pub const HUGE: usize = 2 << 20;
 
@@ -19,9 +21,9 @@ pub fn prefer_huge(memory: &mut [u8], huge: bool) -> bool {
     system::prefer_huge(memory, huge)
 }
 
-/// Takes the pages behind this memory that are missing, all at once. False if the system can't: then each
-/// is taken when it is first touched.
-pub fn take(memory: &mut [u8]) -> bool {
+/// Takes the pages behind this memory that are missing, all at once, and says how much processor time that
+/// took. `None` if the system can't: then each is taken when it is first touched.
+pub fn take(memory: &mut [u8]) -> Option<Duration> {
     system::take(memory)
 }
 
@@ -38,7 +40,10 @@ fn inside(memory: &mut [u8], page: usize) -> &mut [u8] {
 
 #[cfg(target_os = "linux")]
 mod system {
+    use std::time::Duration;
+
     use rustix::mm::Advice;
+    use rustix::time::{ClockId, clock_gettime};
 
     use super::{HUGE, inside};
 
@@ -51,10 +56,18 @@ mod system {
         advise(inside(memory, HUGE), advice)
     }
 
-    pub(super) fn take(memory: &mut [u8]) -> bool {
-        advise(
-            inside(memory, rustix::param::page_size()),
-            Advice::LinuxPopulateWrite,
+    pub(super) fn take(memory: &mut [u8]) -> Option<Duration> {
+        let before = processor_time();
+        let pages = inside(memory, rustix::param::page_size());
+        advise(pages, Advice::LinuxPopulateWrite).then(|| processor_time().saturating_sub(before))
+    }
+
+    /// What this thread has used. A machine that has more to do makes the clock run, but not this.
+    fn processor_time() -> Duration {
+        let time = clock_gettime(ClockId::ThreadCPUTime);
+        Duration::new(
+            time.tv_sec.unsigned_abs(),
+            u32::try_from(time.tv_nsec).unwrap_or(0),
         )
     }
 
@@ -73,8 +86,8 @@ mod system {
         false
     }
 
-    pub(super) fn take(_: &mut [u8]) -> bool {
-        false
+    pub(super) fn take(_: &mut [u8]) -> Option<std::time::Duration> {
+        None
     }
 }
 
@@ -102,7 +115,7 @@ mod tests {
             take(&mut memory[5..]);
         }
         assert!(memory.iter().all(|&byte| byte == 7));
-        assert!(take(&mut []) && prefer_huge(&mut [], true));
+        assert!(take(&mut []).is_some() && prefer_huge(&mut [], true));
     }
 
     #[test]
@@ -113,7 +126,7 @@ mod tests {
             text.split(' ').nth(1).unwrap().parse::<usize>().unwrap()
         };
         let before = resident();
-        if take(&mut map) {
+        if take(&mut map).is_some() {
             assert!(resident() >= before + (6 << 20) / rustix::param::page_size());
         }
     }

@@ -315,7 +315,29 @@ impl Checkpoint {
                 dst,
             });
         }
-        Ok(engine::read(reads, options)?)
+        engine::read(reads, options).map_err(|error| self.name_tensor(error))
+    }
+
+    /// The error of a run, with the tensor whose bytes could not be read.
+    pub(crate) fn name_tensor(&self, error: engine::Error) -> Error {
+        let found = match &error {
+            engine::Error::Storage { error, offset } => self.tensor_at(error.label(), *offset),
+            _ => None,
+        };
+        let error = Error::from(error);
+        match found {
+            Some((name, range)) => error.about(name, Some(range)),
+            None => error,
+        }
+    }
+
+    /// The tensor that has this byte of the file with this label, and its bytes.
+    fn tensor_at(&self, label: &str, offset: u64) -> Option<(&str, std::ops::Range<u64>)> {
+        let file = (self.sources.iter()).position(|source| source.label() == label)?;
+        let bytes = |row: &format::Row<'_>| row.offset..row.offset.saturating_add(row.len);
+        let mut rows = self.catalog.iter().filter(|row| row.source == file);
+        rows.find(|row| bytes(row).contains(&offset))
+            .map(|row| (row.name, bytes(&row)))
     }
 
     /// What the last [`Checkpoint::load`] did.

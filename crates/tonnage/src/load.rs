@@ -1,6 +1,10 @@
 //! Loading: many tensors into one piece of host memory, cast on the way if asked.
 
-use tonnage_engine::{self as engine, Cancel, HostBuffer, OnProgress, Options, Progress, Read};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tonnage_engine::{
+    self as engine, Cancel, HostBuffer, OnProgress, Options, Progress, Read, Strategy,
+};
 use tonnage_format::Dtype;
 use tonnage_storage::Source;
 
@@ -23,6 +27,9 @@ pub struct Load<'a> {
     pub progress: Option<OnProgressOf<'a>>,
     /// As [`Options::cancel`].
     pub cancel: Option<&'a Cancel>,
+    /// How the files are read. [`Strategy::Lazy`] reads nothing: what is loaded without a cast are views of the
+    /// files, and reading those after a file was truncated raises SIGBUS.
+    pub strategy: Strategy,
 }
 
 /// [`OnProgress`] with a `Debug` of its own.
@@ -42,6 +49,7 @@ impl Load<'_> {
             block: None,
             progress: self.progress.map(|p| p.0),
             cancel: self.cancel,
+            strategy: self.strategy,
             check: None,
         }
     }
@@ -59,8 +67,12 @@ pub struct Report {
     pub bytes_read: u64,
     /// Threads that worked.
     pub threads: usize,
-    /// The way taken.
+    /// The way taken: "direct", "buffered", "direct and buffered", "mmap", "memory", "lazy", or "several".
     pub strategy: &'static str,
+    /// Why this way was taken.
+    pub reason: &'static str,
+    /// Bytes of host memory that were used besides the tensors' own.
+    pub peak_staging: u64,
     /// Tensors loaded.
     pub loaded: usize,
     /// Names that were asked for, or expected, and are not there.
@@ -136,6 +148,7 @@ struct CastBlock<'a> {
     to: Dtype,
     offset: u64,
     len: usize,
+    strategy: Strategy,
     dst: &'a mut [u8],
 }
 
@@ -192,6 +205,8 @@ impl Checkpoint {
             bytes_read: run.bytes,
             threads: run.threads,
             strategy: run.strategy,
+            reason: run.reason,
+            peak_staging: run.peak_staging,
             loaded: tensors.len(),
             missing,
             ..Report::default()
@@ -238,9 +253,9 @@ impl Checkpoint {
                 cast_len(from, tensor.byte_len(), to)?,
                 dst.len(),
             )?;
-            casts.extend(cast_blocks(&tensor, from, to, dst)?);
+            casts.extend(cast_blocks(&tensor, from, to, dst, options.strategy)?);
         }
-        run(reads, casts, options)
+        run(reads, casts, options).map_err(|error| self.name_tensor(error))
     }
 
     fn place(&self, positions: &[usize], dtype: Option<Dtype>) -> Result<(Vec<LoadedTensor>, u64)> {
@@ -255,7 +270,11 @@ impl Checkpoint {
                 cast_len(from, tensor.byte_len(), to)?
             };
             let too_large = || Error::from(tonnage_format::Reason::SizeOverflow);
-            let begin = end.checked_next_multiple_of(ALIGN).ok_or_else(too_large)?;
+            let begin = match to == from {
+                true => agreeing(end, len, tensor.offset()),
+                false => end.checked_next_multiple_of(ALIGN),
+            };
+            let begin = begin.ok_or_else(too_large)?;
             end = begin
                 .checked_add(len)
                 .filter(|&end| isize::try_from(end).is_ok())
@@ -296,11 +315,29 @@ impl Checkpoint {
                     dst: part,
                 });
             } else {
-                casts.extend(cast_blocks(&tensor, from, place.dtype, part)?);
+                casts.extend(cast_blocks(
+                    &tensor,
+                    from,
+                    place.dtype,
+                    part,
+                    options.strategy,
+                )?);
             }
         }
-        run(reads, casts, options)
+        run(reads, casts, options).map_err(|error| self.name_tensor(error))
     }
+}
+
+/// The next place for a tensor from `end` on. Where that keeps [`ALIGN`], a large tensor lies in memory as it lies
+/// in its file, modulo a page: a disk can then write to it without a copy.
+fn agreeing(end: u64, len: u64, offset: u64) -> Option<u64> {
+    const LARGE: u64 = 1 << 20;
+    const PAGE: u64 = 4096;
+    let next = end.checked_next_multiple_of(ALIGN)?;
+    if len < LARGE || !offset.is_multiple_of(ALIGN) {
+        return Some(next);
+    }
+    next.checked_add((offset % PAGE).wrapping_sub(next % PAGE) % PAGE)
 }
 
 fn cast_blocks<'a>(
@@ -308,11 +345,18 @@ fn cast_blocks<'a>(
     from: Dtype,
     to: Dtype,
     dst: &'a mut [u8],
+    strategy: Strategy,
 ) -> Result<Vec<CastBlock<'a>>> {
     /// Elements of a block: a multiple of 8, so blocks of every dtype begin on a byte.
     const ELEMENTS: usize = 1 << 20;
     let (step, dst_step) = (ELEMENTS / 8 * from.bitsize(), ELEMENTS / 8 * to.bitsize());
     let source = tensor.source()?;
+    // For all of the file: whether some block of it is in the page cache says little about the next.
+    let strategy = match strategy {
+        Strategy::Auto | Strategy::Lazy => engine::settle(source, 0, source.len()),
+        Strategy::Mmap => Strategy::Buffered,
+        asked => asked,
+    };
     let mut left = tensor.byte_len();
     let mut offset = tensor.offset();
     let block = |dst| {
@@ -323,6 +367,7 @@ fn cast_blocks<'a>(
             to,
             offset,
             len: len as usize,
+            strategy,
             dst,
         };
         offset += len;
@@ -332,11 +377,12 @@ fn cast_blocks<'a>(
     Ok(dst.chunks_mut(dst_step).map(block).collect())
 }
 
+/// Reads, then casts what is to be cast, with one count of progress.
 fn run(
     reads: Vec<Read<'_>>,
     casts: Vec<CastBlock<'_>>,
     options: &Options<'_>,
-) -> Result<engine::Report> {
+) -> Result<engine::Report, engine::Error> {
     let read_bytes: u64 = reads.iter().map(|read| read.dst.len() as u64).sum();
     let total = read_bytes + casts.iter().map(|block| block.len as u64).sum::<u64>();
     let after = |base: u64| {
@@ -365,36 +411,70 @@ fn run(
         progress: told.then_some(&second as OnProgress<'_>),
         ..*options
     };
-    let size = |block: &CastBlock<'_>| block.len as u64;
-    let cast = engine::for_each_block(
-        casts,
-        &options,
-        "read and cast",
-        size,
-        Vec::new,
-        |staging: &mut Vec<u8>, block| {
-            staging.resize(block.len, 0);
-            let failed = |error| engine::Error::Storage {
-                error,
-                offset: block.offset,
-            };
-            block
-                .source
-                .read_exact_at(block.offset, staging)
-                .map_err(failed)?;
-            let result = cast(block.from, staging, block.to, block.dst);
-            result.map_err(|e| {
-                failed(tonnage_storage::Error::new(
-                    "cast",
-                    block.source.label(),
-                    std::io::Error::other(e),
-                ))
-            })
-        },
-    )?;
+    let cast = run_casts(casts, &options)?;
     report.seconds += cast.seconds;
     report.bytes += cast.bytes;
     report.threads = report.threads.max(cast.threads);
-    report.strategy = cast.strategy;
+    report.peak_staging = report.peak_staging.max(cast.peak_staging);
+    (report.strategy, report.reason) = (cast.strategy, "tensors are cast on the way");
     Ok(report)
+}
+
+fn run_casts(
+    casts: Vec<CastBlock<'_>>,
+    options: &Options<'_>,
+) -> Result<engine::Report, engine::Error> {
+    let staging = AtomicU64::new(0);
+    let mut report = engine::for_each_block(
+        casts,
+        options,
+        "read and cast",
+        |block| block.len as u64,
+        || None,
+        |memory, block| cast_block(memory, block, options, &staging),
+    )?;
+    report.peak_staging = staging.into_inner();
+    Ok(report)
+}
+
+/// Reads one block into memory that a disk can write to, and casts it from there.
+fn cast_block(
+    memory: &mut Option<HostBuffer>,
+    block: CastBlock<'_>,
+    options: &Options<'_>,
+    total: &AtomicU64,
+) -> Result<(), engine::Error> {
+    const PAGE: u64 = 4096;
+    let failed = |error| engine::Error::Storage {
+        error,
+        offset: block.offset,
+    };
+    let skew = (block.offset % PAGE) as usize;
+    let have = memory.as_ref().map_or(0, HostBuffer::len);
+    if have < skew + block.len {
+        let room = block.len as u64 + PAGE;
+        *memory = Some(HostBuffer::new(room).map_err(failed)?);
+        total.fetch_add(room - have as u64, Ordering::Relaxed);
+    }
+    let memory = memory
+        .as_mut()
+        .map_or(&mut [][..], HostBuffer::as_mut_slice);
+    let staging = &mut memory[skew..skew + block.len];
+    let read = Read {
+        source: block.source,
+        offset: block.offset,
+        dst: staging,
+    };
+    let alone = Options {
+        threads: Some(1),
+        progress: None,
+        strategy: block.strategy,
+        ..*options
+    };
+    engine::read(vec![read], &alone)?;
+    let staging = &memory[skew..skew + block.len];
+    cast(block.from, staging, block.to, block.dst).map_err(|error| {
+        let (label, error) = (block.source.label(), std::io::Error::other(error));
+        failed(tonnage_storage::Error::new("cast", label, error))
+    })
 }

@@ -393,7 +393,7 @@ impl Run<'_> {
             block: None,
             progress,
             cancel: self.save.cancel,
-            check: None,
+            ..Options::default()
         };
         let report = run(&options)?;
         if report.bytes > 0 || self.report.strategy.is_empty() {

@@ -110,8 +110,9 @@ impl<'a> TensorRef<'a> {
             offset: self.row.offset,
             dst,
         };
-        engine::read(vec![job], &engine::Options::default())?;
-        Ok(())
+        let read = engine::read(vec![job], &engine::Options::default());
+        read.map(drop)
+            .map_err(|error| self.checkpoint.name_tensor(error))
     }
 
     /// Some of its bytes, from `offset` within the tensor on, read into `dst`.
@@ -219,8 +220,9 @@ impl<'a> SliceRef<'a> {
             source.read_exact_at(offset, &mut staging)?;
             gather(&staging, &window, part);
         }
-        engine::read(direct, options)?;
-        Ok(())
+        let read = engine::read(direct, options);
+        read.map(drop)
+            .map_err(|error| self.tensor.checkpoint.name_tensor(error))
     }
 }
 

@@ -334,6 +334,7 @@ impl<'a> Writer<'a> {
             bytes: total_size,
             threads: 1,
             strategy: "write",
+            ..engine::Report::default()
         };
         Ok(Saved {
             files,

@@ -74,7 +74,7 @@ pub fn run<T: Send>(
             .is_some()
             .then_some(&count as &(dyn Fn(Progress) + Sync)),
         cancel: Some(&cancel),
-        check: None,
+        ..Options::default()
     };
     let progress = request.progress.map(|callback| callback.clone().unbind());
     let tell = |py: Python<'_>, done: u64| -> PyResult<()> {
