@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ._native import (
+    DeviceTensor,
     PySafeSlice,
     SafetensorError,
     TensorMeta,
@@ -22,6 +23,7 @@ from ._native import (
 if TYPE_CHECKING:
     from ._checkpoint import Checkpoint, FileInfo, Note, TensorRef, open
     from ._compat import as_safetensors
+    from ._devices import DeviceInfo, DeviceKind, devices
     from ._errors import (
         CancelledError,
         DeviceError,
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
         UsageError,
     )
     from ._load import Report
+    from ._prefetch import PrefetchLoader, prefetch
     from ._save import Saved, Writer, save
     from ._verify import Finding, Verification, VerifiedFile, verify
 
@@ -46,6 +49,8 @@ _LAZY = {
     "CancelledError": "_errors",
     "Checkpoint": "_checkpoint",
     "DeviceError": "_errors",
+    "DeviceInfo": "_devices",
+    "DeviceKind": "_devices",
     "FileInfo": "_checkpoint",
     "Finding": "_verify",
     "FormatError": "_errors",
@@ -53,6 +58,7 @@ _LAZY = {
     "LimitError": "_errors",
     "MissingShardError": "_errors",
     "Note": "_checkpoint",
+    "PrefetchLoader": "_prefetch",
     "Report": "_load",
     "Saved": "_save",
     "SliceError": "_errors",
@@ -66,7 +72,9 @@ _LAZY = {
     "VerifiedFile": "_verify",
     "Writer": "_save",
     "as_safetensors": "_compat",
+    "devices": "_devices",
     "open": "_checkpoint",
+    "prefetch": "_prefetch",
     "save": "_save",
     "verify": "_verify",
 }
@@ -89,6 +97,9 @@ __all__ = [
     "CancelledError",
     "Checkpoint",
     "DeviceError",
+    "DeviceInfo",
+    "DeviceKind",
+    "DeviceTensor",
     "FileInfo",
     "Finding",
     "FormatError",
@@ -96,6 +107,7 @@ __all__ = [
     "LimitError",
     "MissingShardError",
     "Note",
+    "PrefetchLoader",
     "PySafeSlice",
     "Report",
     "SafetensorError",
@@ -116,7 +128,9 @@ __all__ = [
     "_safe_open_handle",
     "as_safetensors",
     "deserialize",
+    "devices",
     "open",
+    "prefetch",
     "safe_open",
     "save",
     "serialize",

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from tonnage import _errors
 from tonnage._dtypes import ROWS, Row
+from tonnage._native import _unpack
 
 Shape = tuple[int, ...]
 
@@ -48,6 +49,16 @@ class Arrays:
         """A tensor that views `buffer`, or `None` where this framework can't view it."""
         return None
 
+    def of_memory(self, memory: memoryview, row: Row, shape: Shape) -> Any:
+        """A tensor of filled memory, which is kept where this framework can view it."""
+        tensor = None if row.bits < 8 and self.spreads else self.of_buffer(memory, row, shape)
+        if tensor is not None:
+            return tensor
+        slot = self.empty(row, shape)
+        filled = _unpack(memory, row.bits) if slot.spread else memory
+        memoryview(slot.target).cast("B")[:] = filled
+        return self.finish(slot, row, shape)
+
     def flip(self, tensor: Any, axes: tuple[int, ...]) -> Any:
         """The tensor with these dimensions reversed."""
         key = tuple(slice(None, None, -1 if axis in axes else 1) for axis in range(tensor.ndim))
@@ -60,6 +71,10 @@ class Arrays:
         raise _errors.make(
             "Device", f"{self.name} tensors can be put on 'cpu' only, not {device}", code="DEVICE"
         )
+
+    def shadow(self, row: Row, shape: Shape) -> Any:
+        """A tensor without memory: shape and dtype only."""
+        return self.put(None, "meta")
 
     def lacks(self, row: Row) -> _errors.TonnageError:
         """The error for a dtype that this framework has no name for."""
@@ -163,6 +178,9 @@ class TorchArrays(Arrays):
             return None
         return flat.view(dtype).reshape(extents)
 
+    def shadow(self, row: Row, shape: Shape) -> Any:
+        return self._torch.empty(self.extents(row, shape), dtype=self.dtype(row), device="meta")
+
     def flip(self, tensor: Any, axes: tuple[int, ...]) -> Any:
         return tensor.flip(axes)
 
@@ -245,6 +263,26 @@ _NAMES = {
     "flax": "jax",
 }
 _MADE: dict[str, Arrays] = {}
+_KNOWN = ("torch", "numpy", "jax", "tensorflow", "mlx", "paddle", "cupy", "tonnage")
+
+
+def canonical(framework: str | None) -> str | None:
+    """A framework's own name; `None` for the default. Raises `UsageError` for a name that is
+    none.
+    """
+    if framework is None:
+        return None
+    name = _NAMES.get(framework, framework)
+    if name not in _KNOWN:
+        text = f"framework {framework!r} is not known; known are {', '.join(_KNOWN)}"
+        raise _errors.usage(text, "FRAMEWORK")
+    return name
+
+
+def numpy_of(tensor: Any) -> Any:
+    """A `DeviceTensor` as a NumPy array on the host."""
+    made, row = arrays("numpy"), ROWS[tensor.dtype]
+    return made.of_memory(memoryview(bytearray(tensor.tobytes())), row, tensor.shape)
 
 
 def arrays(framework: str | None) -> Arrays:
@@ -264,8 +302,8 @@ def arrays(framework: str | None) -> Arrays:
         elif name in ("jax", "tensorflow", "mlx", "paddle"):
             made = AdaptedArrays(name)
         else:
-            known = "torch, numpy, jax, tensorflow, mlx, paddle"
-            text = f"framework {framework!r} is not known; known are {known}"
+            canonical(framework)
+            text = f"{name} has no tensors in host memory; known there are {', '.join(_KNOWN[:-2])}"
             raise _errors.usage(text, "FRAMEWORK")
         _MADE[name] = made
     return made

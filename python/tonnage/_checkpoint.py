@@ -9,7 +9,16 @@ from os import PathLike
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from tonnage import _arrays, _display, _errors, _load, _slices, _sources
+from tonnage import (
+    _arrays,
+    _device,
+    _display,
+    _errors,
+    _load,
+    _prefetch,
+    _slices,
+    _sources,
+)
 from tonnage._dtypes import Row
 from tonnage._native import SafetensorError, _Handle
 from tonnage._progress import ProgressLike
@@ -298,6 +307,8 @@ class Checkpoint(Mapping[str, TensorRef]):
         into: object = None,
         strict: bool | None = None,
         threads: int | None = None,
+        staging: int | str = "256MiB",
+        strategy: str = "auto",
         progress: ProgressLike = None,
     ) -> dict[str, Any]:
         """Reads tensors into memory of their own, in bulk and by several threads.
@@ -306,9 +317,13 @@ class Checkpoint(Mapping[str, TensorRef]):
             select: which: a name or a pattern (`*`, `?`, `[…]`, where `*` also matches dots),
                 several of them, or a function of the name. Default: all.
             framework: whose tensors: `"torch"`, `"numpy"`, `"jax"`, `"tensorflow"`, `"mlx"`,
-                `"paddle"`. Default: PyTorch if the process has imported it, else NumPy.
-            device: where they go. PyTorch takes any of its devices, the others `"cpu"`. On the way
-                to a device, at most 256 MiB (or the largest tensor) lie in host memory.
+                `"paddle"`, `"cupy"`, or `"tonnage"` for `DeviceTensor`s, which others take by
+                DLPack. Default: PyTorch if the process has imported it, else NumPy; on a device
+                that PyTorch lacks, `DeviceTensor`.
+            device: where they go: `"cpu"`, `"cuda:0"`, `"rocm:0"`, `"vulkan:0"`, `"metal"`, another
+                device of PyTorch's, or a dict of names and patterns to devices (`{"model.layers.0":
+                "cuda:0", "*": "cpu"}`; the first that fits counts), all in one pass. PyTorch's
+                tensors lie in memory of its own caching allocator.
             dtype: cast floats to this dtype, rounding once to the nearest, ties to even. Other
                 dtypes stay.
             into: existing tensors to fill, by name: a dict of PyTorch tensors or NumPy arrays, or a
@@ -318,6 +333,9 @@ class Checkpoint(Mapping[str, TensorRef]):
                 the checkpoint, unexpected, or of another shape; `None` warns where one is missing
                 or mismatched; `False` only reports.
             threads: how many threads read. Default: one a core, at most 8.
+            staging: host memory that bytes pass through on their way to a device, at most.
+            strategy: how bytes are read: `"auto"` by what is known of file system, page cache and
+                size, `"direct"` past the page cache, `"buffered"` through it.
             progress: `True` for a bar on a terminal or in a notebook, `"always"`, a function
                 `(done, total)` in bytes, or a tqdm class or bar.
 
@@ -333,7 +351,7 @@ class Checkpoint(Mapping[str, TensorRef]):
 
         `report` tells what was done.
         """
-        options = _load.Options(framework, device, dtype, threads)
+        options = _load.Options(framework, device, dtype, threads, staging, strategy)
         if into is not None:
             return _load.load_into(self, select, into, strict, options, progress)
         if strict is not None:
@@ -349,22 +367,53 @@ class Checkpoint(Mapping[str, TensorRef]):
         device: object = "cpu",
         dtype: object = None,
         threads: int | None = None,
+        staging: int | str = "256MiB",
+        strategy: str = "auto",
         budget: int | str = "256MiB",
     ) -> Iterator[tuple[str, Any]]:
         """Yields `(name, tensor)` while later tensors are being read.
 
         Args:
-            order: the names to yield, in this order. Default: the order of the files, which reads
-                fastest.
+            order: the names to yield, in this order. Default: as bytes land, which is about the
+                order of the files and reads fastest.
             select: as for `load`, instead of `order`.
-            framework, device, dtype, threads: as for `load`.
-            budget: host memory, in bytes or as `"256MiB"`, for tensors read ahead and not yet
-                yielded. One tensor is always read, however large.
+            framework, device, dtype, threads, staging, strategy: as for `load`.
+            budget: memory, in bytes or as `"256MiB"`, for tensors read ahead and not yet yielded:
+                of the host, or of the device that they go to. One tensor is always read, however
+                large.
 
         Raises the errors of `load`, when the iterator comes to them.
         """
-        options = _load.Options(framework, device, dtype, threads)
+        options = _load.Options(framework, device, dtype, threads, staging, strategy)
         return _load.stream(self, order, select, options, budget)
+
+    def prefetch(
+        self,
+        plan: _prefetch.Plan | None = None,
+        *,
+        device: object = "cpu",
+        framework: str | None = None,
+        dtype: object = None,
+        threads: int | None = None,
+        staging: int | str = "256MiB",
+        strategy: str = "auto",
+    ) -> _prefetch.PrefetchLoader:
+        """Starts to load in the background, over all files at once; each tensor is handed out once.
+
+        Args:
+            plan: what to load, by name. `None` for a whole tensor; a slice of rows (with step 1,
+                and within the tensor); a list of rows or slices of rows; or a tuple of such, one a
+                dimension, with any positive step. The parts of a list lie one behind the other.
+                Default: everything.
+            device, framework, dtype, threads, staging, strategy: as for `load`.
+
+        Everything that the plan names is on the device, or on its way there, until it is taken;
+        `stream` is for models that are larger than that.
+
+        Raises `SafetensorError` for a plan that does not fit, before anything is read.
+        """
+        settings = _device.Settings(_load.bytes_of(staging), threads, strategy)
+        return _prefetch.start(self._handle, plan, device, framework, settings, dtype)
 
     def close(self) -> None:
         """Lets go of the files. Tensors that were read stay; later reads raise `UsageError`."""

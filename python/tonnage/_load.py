@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tonnage import _arrays, _dtypes, _errors, _into, _progress
+from tonnage import _arrays, _device, _dtypes, _errors, _into, _progress
 from tonnage._native import _Cancel, _castable, _matches, _parse_size
 
 if TYPE_CHECKING:
@@ -44,7 +44,10 @@ class Report:
         unexpected: names in the checkpoint that `into` has no place for.
         mismatched: names whose shape or dtype does not fit their place, with the reason.
         suggestions: for each missing name, near names that the checkpoint has.
-        peak_staging: bytes of host memory that were used besides the tensors.
+        peak_staging: bytes of host memory that tensors passed through, at most at a time.
+        reason: why that strategy.
+        peak_host: bytes of host memory that the process had more than before, at most, as far as
+            was seen; for loads to devices.
     """
 
     seconds: float = 0.0
@@ -57,16 +60,20 @@ class Report:
     mismatched: list[tuple[str, str]] = field(default_factory=list)
     suggestions: dict[str, list[str]] = field(default_factory=dict)
     peak_staging: int = 0
+    reason: str = ""
+    peak_host: int = 0
 
     @property
     def gb_per_s(self) -> float:
         """Gigabytes (10^9 bytes) read a second; 0 for a load too short to time."""
         return self.bytes / self.seconds / 1e9 if self.seconds > 0 else 0.0
 
-    def add(self, done: tuple[float, int, int, str, int]) -> None:
+    def add(self, done: _device.Done) -> None:
         """Counts one run of the engine in."""
-        _, read, threads, strategy, staging = done
+        _, read, threads, strategy, staging, reason, host = done
         self.bytes += read
+        self.reason = reason or self.reason
+        self.peak_host = max(self.peak_host, host)
         self.threads = max(self.threads, threads)
         self.strategy = strategy
         self.peak_staging = max(self.peak_staging, staging)
@@ -91,6 +98,18 @@ class Options(NamedTuple):
     device: object
     dtype: object
     threads: int | None
+    staging: int | str = "256MiB"
+    strategy: str = "auto"
+
+    @property
+    def settings(self) -> _device.Settings:
+        """How the engine runs."""
+        return _device.Settings(bytes_of(self.staging), self.threads, self.strategy)
+
+
+def bytes_of(size: int | str) -> int:
+    """A number of bytes, given as such or as `"256MiB"`."""
+    return _parse_size(size) if isinstance(size, str) else int(size)
 
 
 class Item(NamedTuple):
@@ -150,7 +169,7 @@ def select_items(
         text = f"nothing in {checkpoint.label} matches {select!r}"
         raise _errors.make("Usage", text, code="UNKNOWN_TENSOR", file=checkpoint.label)
     report.missing.extend(missing)
-    target = None if dtype is None else _cast_target(dtype)
+    target = None if dtype is None else cast_target(dtype)
     with _without_collection(len(positions)):
         return [item(handle.row(at), at, target) for at in positions]
 
@@ -172,7 +191,8 @@ def _without_collection(objects: int) -> Iterator[None]:
         gc.enable()
 
 
-def _cast_target(dtype: object) -> _dtypes.Row:
+def cast_target(dtype: object) -> _dtypes.Row:
+    """The dtype that a `dtype=` argument casts to."""
     row = _dtypes.parse(dtype)
     if not _castable("F64", row.name):
         text = f"floats can be cast to a float dtype of 8 bits or more, not to {row.name}"
@@ -223,7 +243,7 @@ def read_portion(
     with _without_collection(len(items)):
         slots = [arrays.empty(one.wanted, one.shape) for one in items]
         jobs = [job(one, slot.target, slot.spread) for one, slot in zip(items, slots, strict=True)]
-    report.add(checkpoint._handle.read(jobs, options.threads, progress, cancel))
+    report.add(_device.Done(*checkpoint._handle.read(jobs, options.threads, progress, cancel)))
     finished = {
         one.name: arrays.finish(slot, one.wanted, one.shape)
         for one, slot in zip(items, slots, strict=True)
@@ -242,22 +262,87 @@ def load(
 ) -> dict[str, Any]:
     """`Checkpoint.load` into new tensors."""
     began, report = perf_counter(), Report()
-    arrays = _arrays.arrays(options.framework)
     items = select_items(checkpoint, select, options.dtype, report)
-    on_host = str(options.device) == "cpu"
-    if not on_host and items:
-        # A device that is not there is told of before anything is read.
-        first = items[0]
-        arrays.put(arrays.empty(first.wanted, (0,)).holder, options.device)
+    names = [one.name for one in items]
+    targets, goes = _device.targets_of(options.device, options.framework, names)
     total = sum(one.nbytes for one in items)
     loaded: dict[str, Any] = {}
-    with _Bar(progress, total, "load") as bar:
-        for portion in [items] if on_host else portions(items, STAGING):
-            part = read_portion(checkpoint, portion, arrays, options, report, bar.at(report.bytes))
-            loaded.update(part)
+    if len(targets) == 1 and targets[0].way == "host":
+        arrays = _arrays.arrays(options.framework)
+        options = options._replace(device="cpu")
+        with _Bar(progress, total, "load") as bar:
+            loaded = read_portion(checkpoint, items, arrays, options, report, bar.at(0))
+    else:
+        with _Bar(progress, total, "load") as bar, _without_collection(len(items)):
+            by_engine = [at for at, where in enumerate(targets) if where.way in ("engine", "host")]
+            found = _load_to(checkpoint, items, targets, goes, by_engine, options, report, bar)
+            for at, where in enumerate(targets):
+                if at not in by_engine:
+                    mine = [one for one, goes_to in zip(items, goes, strict=True) if goes_to == at]
+                    found |= _load_beyond(checkpoint, mine, where, options, report, bar)
+            loaded = {name: found[name] for name in names}
     report.loaded = len(loaded)
     report.seconds = perf_counter() - began
     checkpoint.report = report
+    return loaded
+
+
+def _load_to(
+    checkpoint: Checkpoint,
+    items: Sequence[Item],
+    targets: Sequence[_device.Target],
+    goes: Sequence[int],
+    by_engine: Sequence[int],
+    options: Options,
+    report: Report,
+    bar: _Bar,
+) -> dict[str, Any]:
+    """The tensors that the engine brings, all in one pass."""
+    reached = {at: new for new, at in enumerate(by_engine)}
+    parts = [
+        (_device.part_of(tag, one), reached[where])
+        for tag, (one, where) in enumerate(zip(items, goes, strict=True))
+        if where in reached
+    ]
+    if not parts:
+        return {}
+    total = sum(part.nbytes for part, _ in parts)
+    places = [targets[at] for at in by_engine]
+    run = _device.Run(checkpoint._handle, places, options.settings, total, bar.at(0))
+    loaded: dict[str, Any] = {}
+    try:
+        run.submit(parts)
+        while (tags := run.landed()) is not None:
+            for tag in tags:
+                loaded[items[tag].name] = run.tensor(tag)
+        report.add(run.report())
+    finally:
+        run.close()
+    return loaded
+
+
+def _load_beyond(
+    checkpoint: Checkpoint,
+    items: Sequence[Item],
+    target: _device.Target,
+    options: Options,
+    report: Report,
+    bar: _Bar,
+) -> dict[str, Any]:
+    """Tensors for a device that only their framework reaches: through host memory, in portions."""
+    arrays = _arrays.arrays(target.framework)
+    if not items:
+        return {}
+    if target.way == "meta":
+        return {one.name: arrays.shadow(one.wanted, one.shape) for one in items}
+    options = options._replace(device=target.device)
+    # A device that is not there is told of before anything is read.
+    first = items[0]
+    arrays.put(arrays.empty(first.wanted, (0,)).holder, target.device)
+    loaded: dict[str, Any] = {}
+    for portion in portions(items, options.settings.staging):
+        before = report.bytes
+        loaded |= read_portion(checkpoint, portion, arrays, options, report, bar.at(before))
     return loaded
 
 
@@ -310,8 +395,10 @@ def load_into(
         direct = [job(fit.item, fit.target, False) for fit in fits if fit.target is not None]
         if direct:
             run = checkpoint._handle.read(direct, options.threads, bar.at(0), None)
-            report.add(run)
-        through = {fit.item.name: fit for fit in fits if fit.target is None}
+            report.add(_device.Done(*run))
+        reached = [fit for fit in fits if fit.target is None and fit.device is not None]
+        _fill(checkpoint, reached, options, report, bar)
+        through = {fit.item.name: fit for fit in fits if fit.target is None and fit.device is None}
         for portion in portions((fit.item for fit in through.values()), STAGING):
             held = sum(one.memory for one in portion)
             report.peak_staging = max(report.peak_staging, held)
@@ -330,6 +417,33 @@ def load_into(
     report.seconds = perf_counter() - began
     checkpoint.report = report
     return {fit.item.name: fit.place for fit in sorted(fits, key=lambda fit: fit.item.position)}
+
+
+def _fill(
+    checkpoint: Checkpoint,
+    fits: Sequence[_into.Fit],
+    options: Options,
+    report: Report,
+    bar: _Bar,
+) -> None:
+    """Reads into tensors that lie on devices, in place."""
+    where = {
+        fit.device.id: fit.device for fit in fits if fit.device is not None and fit.item.nbytes
+    }
+    if not where:
+        return
+    targets = [_device.Target("engine", name, name, _device.PLAIN) for name in where]
+    total = sum(fit.item.nbytes for fit in fits)
+    run = _device.Run(checkpoint._handle, targets, options.settings, total, bar.at(report.bytes))
+    try:
+        for tag, fit in enumerate(fits):
+            if fit.device is not None and fit.item.nbytes:
+                run.submit_into(_device.part_of(tag, fit.item), fit.device, fit.place)
+        while run.landed() is not None:
+            pass
+        report.add(run.report())
+    finally:
+        run.close()
 
 
 def _places(into: object) -> Mapping[str, Any]:
@@ -367,18 +481,97 @@ def stream(
     tensor.
     """
     report = Report()
-    arrays = _arrays.arrays(options.framework)
     if order is None:
         items = select_items(checkpoint, select, options.dtype, report)
     elif select is not None:
         raise _errors.usage("order and select exclude each other")
     else:
-        target = None if options.dtype is None else _cast_target(options.dtype)
+        target = None if options.dtype is None else cast_target(options.dtype)
         handle = checkpoint._handle
         found = [handle.find(name) for name in order]
         items = [item(handle.row(at), at, target) for at in found]
-    limit = _parse_size(budget) if isinstance(budget, str) else int(budget)
-    return _stream(checkpoint, items, arrays, options, max(limit, 1), report)
+    limit = max(bytes_of(budget), 1)
+    names = [one.name for one in items]
+    targets, goes = _device.targets_of(options.device, options.framework, names)
+    if any(where.way == "engine" for where in targets):
+        if not all(where.way in ("engine", "host") for where in targets):
+            raise _errors.usage("stream goes to devices that the engine reaches, or to one other")
+        ordered = order is not None
+        return _stream_to(checkpoint, items, targets, goes, options, limit, ordered, report)
+    if len(targets) > 1:
+        raise _errors.usage("stream goes to devices that the engine reaches, or to one other")
+    arrays = _arrays.arrays(targets[0].framework)
+    options = options._replace(device=targets[0].device)
+    return _stream(checkpoint, items, arrays, options, limit, report)
+
+
+def _stream_to(
+    checkpoint: Checkpoint,
+    items: Sequence[Item],
+    targets: Sequence[_device.Target],
+    goes: Sequence[int],
+    options: Options,
+    budget: int,
+    ordered: bool,
+    report: Report,
+) -> Iterator[tuple[str, Any]]:
+    """A stream to devices: what lies there and was not yielded yet stays within the budget."""
+    began, total = perf_counter(), sum(one.nbytes for one in items)
+    run = _device.Run(checkpoint._handle, targets, options.settings, total)
+    try:
+        for tag in _flow(run, items, goes, budget, ordered):
+            report.loaded += 1
+            yield items[tag].name, run.tensor(tag)
+        report.add(run.report())
+        report.seconds = perf_counter() - began
+        checkpoint.report = report
+    finally:
+        run.close()
+
+
+def _flow(
+    run: _device.Run, items: Sequence[Item], goes: Sequence[int], budget: int, ordered: bool
+) -> Iterator[int]:
+    """Submits tensors as the budget allows, and yields their tags once they have landed."""
+    waiting = portions_of([one.memory for one in items], min(budget // 4, _device.REGION))
+    following, held = next(waiting, None), 0
+    landed: deque[int] = deque()
+    early: set[int] = set()
+    upcoming, under_way = 0, 0
+    while following is not None or under_way or landed or early:
+        while following is not None:
+            memory = sum(items[tag].memory for tag in following)
+            if held and held + memory > budget:
+                break
+            run.submit([(_device.part_of(tag, items[tag]), goes[tag]) for tag in following])
+            held += memory
+            under_way += len(following)
+            following = next(waiting, None)
+        if not landed and under_way:
+            tags = run.landed() or []
+            under_way -= len(tags)
+            landed.extend(tags if not ordered else ())
+            early.update(tags if ordered else ())
+        while upcoming in early:
+            early.remove(upcoming)
+            landed.append(upcoming)
+            upcoming += 1
+        if landed:
+            tag = landed.popleft()
+            yield tag
+            held -= items[tag].memory
+
+
+def portions_of(sizes: Sequence[int], limit: int) -> Iterator[range]:
+    """Positions in portions of at most `limit` bytes (or one) and `PORTION_TENSORS` of them."""
+    begin, held = 0, 0
+    for at, one in enumerate(sizes):
+        if at > begin and (held + one > limit or at - begin >= PORTION_TENSORS):
+            yield range(begin, at)
+            begin, held = at, 0
+        held += one
+    if begin < len(sizes):
+        yield range(begin, len(sizes))
 
 
 def _stream(

@@ -108,7 +108,7 @@ def test_f4_with_an_odd_last_dimension_has_no_torch_shape(path: Path) -> None:
 
 ARGUMENTS: list[tuple[dict[str, Any], str]] = [
     ({"framework": "caffe"}, "framework caffe is invalid"),
-    ({"framework": "pt", "device": "vulkan"}, "device vulkan is invalid"),
+    ({"framework": "pt", "device": "tpu"}, "device tpu is invalid"),
     ({"framework": "pt", "device": "cuda:x"}, "invalid digit found in string"),
     (
         {"framework": "pt", "device": "mps:1"},

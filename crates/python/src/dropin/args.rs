@@ -82,7 +82,9 @@ pub enum Device {
 }
 
 /// Kinds that take an index; `mps` is the one that has a single device.
-const KINDS: [&str; 8] = ["cuda", "mps", "npu", "xpu", "xla", "mlu", "musa", "hpu"];
+const KINDS: [&str; 11] = [
+    "cuda", "mps", "npu", "xpu", "xla", "mlu", "musa", "hpu", "rocm", "vulkan", "metal",
+];
 
 impl Device {
     fn parse(name: &str) -> PyResult<Self> {

@@ -3,12 +3,15 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use pyo3::intern;
 use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyDict};
 use tonnage::engine::{self, Read};
 use tonnage::format::slice::Runs;
 use tonnage::format::{self, Dtype, Header, ReadOptions, Step, TensorInfo, probe};
 use tonnage::storage::{self, FileSource, MemorySource, PrivateMap, ReadAhead, Source};
+use tonnage::{Checkpoint, OpenOptions};
 
 use super::adapter::Adapter;
 use super::args::{Backend, Device, Framework};
@@ -16,12 +19,19 @@ use super::gather::gather;
 use super::packing::unpack;
 use crate::buffer::{Buffer, Lent, Owned, PinnedBytes};
 use crate::error;
+use crate::paved::failure;
+use crate::paved::handle::Handle;
 
 /// A file open for one framework and device. Shared by `safe_open` and the slices it gave out.
 pub struct Opened {
     pub header: Header<Vec<u8>>,
     pub adapter: Adapter,
+    /// Whose tensors are wanted, and where.
+    framework: Framework,
+    device: Device,
     source: Arc<dyn Source>,
+    /// The file once more, for bulk reads; made when first needed.
+    handle: PyOnceLock<Py<Handle>>,
     /// The mapped file, where tensors view it.
     map: Option<Py<Buffer>>,
 }
@@ -109,6 +119,9 @@ impl Opened {
         Ok(Opened {
             header,
             adapter,
+            framework,
+            device: device.clone(),
+            handle: PyOnceLock::new(),
             // Files of many small tensors are read in the order of the file, one call a tensor.
             source: Arc::new(ReadAhead::new(source)),
             map,
@@ -135,9 +148,79 @@ impl Opened {
         Ok(Opened {
             header,
             adapter,
+            framework,
+            device: device.clone(),
+            handle: PyOnceLock::new(),
             source: Arc::new(source),
             map: None,
         })
+    }
+
+    /// The file as a checkpoint, for bulk reads.
+    fn checkpoint<'py>(&self, py: Python<'py>) -> PyResult<&Bound<'py, Handle>> {
+        let label = self.label();
+        let open = || -> tonnage::Result<Checkpoint> {
+            let source: Arc<dyn Source> = match self.source.file() {
+                // A descriptor of its own: the loader may outlive this, and nothing is read ahead for it.
+                Some(file) => {
+                    let file = file
+                        .try_clone()
+                        .map_err(|e| storage::Error::new("duplicate", label, e))?;
+                    Arc::new(FileSource::from_file(file, label)?)
+                }
+                None => Arc::clone(&self.source),
+            };
+            Checkpoint::from_sources(vec![source], &OpenOptions::default())
+        };
+        let make = || {
+            let checkpoint = py.detach(open).map_err(|e| failure::raise(&e))?;
+            Py::new(py, Handle::new(checkpoint))
+        };
+        Ok(self.handle.get_or_try_init(py, make)?.bind(py))
+    }
+
+    /// Tensors on a device that the engine brings them to; `None` where the framework does it: on devices that
+    /// only it reaches, and for one small tensor.
+    fn by_engine<'py>(
+        &self,
+        py: Python<'py>,
+        name: Option<&str>,
+        len: u64,
+    ) -> PyResult<Option<Bound<'py, PyDict>>> {
+        if !self.adapter.stages() {
+            return Ok(None);
+        }
+        let module = py.import(intern!(py, "tonnage._prefetch"))?;
+        let device = self.device.to_python(py)?;
+        let args = (
+            self.checkpoint(py)?,
+            name,
+            len,
+            device,
+            self.framework.adapter(),
+        );
+        let found = module.getattr(intern!(py, "by_engine"))?.call1(args)?;
+        Ok(found.extract()?)
+    }
+
+    /// Starts to load tensors in the background.
+    pub fn prefetch<'py>(
+        &self,
+        py: Python<'py>,
+        plan: Option<Bound<'py, PyAny>>,
+        device: Option<Device>,
+        threads: usize,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let device = device.as_ref().unwrap_or(&self.device).to_python(py)?;
+        let module = py.import(intern!(py, "tonnage._prefetch"))?;
+        let args = (
+            self.checkpoint(py)?,
+            plan,
+            device,
+            self.framework.adapter(),
+            threads,
+        );
+        module.getattr(intern!(py, "of_file"))?.call1(args)
     }
 
     /// What the file is called in messages.
@@ -194,6 +277,11 @@ impl Opened {
             return self
                 .adapter
                 .tensor(map, dtype, info.shape, offset, info.byte_len());
+        }
+        if let Some(found) = self.by_engine(py, Some(info.name), info.byte_len())?
+            && let Some(tensor) = found.get_item(info.name)?
+        {
+            return Ok(tensor);
         }
         let (source, start) = (&*self.source, self.header.data_start() + info.begin);
         self.fresh(py, info.name, dtype, info.shape, info.byte_len(), |dst| {
@@ -273,6 +361,9 @@ impl Opened {
 
     /// Every tensor by name, in the order of the file.
     pub fn tensors<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        if let Some(all) = self.by_engine(py, None, u64::MAX)? {
+            return Ok(all);
+        }
         let all = PyDict::new(py);
         if self.map.is_some() || !self.adapter.reads || self.adapter.stages() {
             for info in self.header.iter_by_offset() {

@@ -34,6 +34,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(serialize::deserialize, module)?)?;
     module.add_function(wrap_pyfunction!(open::load_bytes, module)?)?;
     module.add_function(wrap_pyfunction!(packing::pack, module)?)?;
+    module.add_function(wrap_pyfunction!(packing::unpacked, module)?)?;
     module.add("DTYPES", dtype_table(module.py())?)
 }
 

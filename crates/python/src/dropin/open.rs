@@ -117,7 +117,7 @@ impl TensorMeta {
 /// `framework` is one of `pt`, `np`, `tf`, `jax`, `mlx`, `paddle` or a longer name of these; `device` is a
 /// name such as `"cpu"`, `"cuda:0"` or `"meta"`, or an accelerator's number. With `backend="mmap"` torch
 /// tensors on the CPU view the file's private map; with `backend="pread"` every tensor is read.
-#[pyclass(frozen, name = "safe_open", module = "builtins")]
+#[pyclass(frozen, subclass, name = "safe_open", module = "builtins")]
 pub struct SafeOpen(Handle);
 
 #[pymethods]
@@ -171,6 +171,22 @@ impl SafeOpen {
     /// Dtype, shape and byte range of a tensor, without its bytes.
     fn get_tensor_meta(&self, name: &str) -> PyResult<TensorMeta> {
         self.0.get_tensor_meta(name)
+    }
+
+    /// Starts to load tensors in the background, and gives the `PrefetchLoader` that hands each out once.
+    ///
+    /// `plan` maps names to what is loaded of each: `None` for all, a slice of rows, or a tuple of slices and
+    /// lists, one a dimension; without a plan, everything is. `device` is the handle's by default. The loader
+    /// outlives the handle.
+    #[pyo3(signature = (plan = None, *, device = None, threads = 8))]
+    fn prefetch<'py>(
+        &self,
+        py: Python<'py>,
+        plan: Option<Bound<'py, PyAny>>,
+        device: Option<Device>,
+        threads: usize,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        self.0.get()?.prefetch(py, plan, device, threads)
     }
 
     fn __enter__(slf: Py<Self>) -> Py<Self> {

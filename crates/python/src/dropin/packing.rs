@@ -23,6 +23,21 @@ pub fn unpack(packed: &[u8], bits: u32, elements: &mut [u8]) {
     }
 }
 
+/// Elements of `bits` (4 or 6), one a byte, from the packed bytes of that many whole elements.
+#[pyfunction]
+#[pyo3(name = "_unpack", signature = (packed, bits))]
+pub fn unpacked<'py>(py: Python<'py>, packed: &[u8], bits: u32) -> PyResult<Bound<'py, PyBytes>> {
+    if !(bits == 4 || bits == 6) {
+        let text = format!("elements of {bits} bits are not packed");
+        return Err(PyValueError::new_err(text));
+    }
+    let len = packed.len() / bits as usize * 8 + packed.len() % bits as usize * 8 / bits as usize;
+    PyBytes::new_with(py, len, |elements| {
+        unpack(packed, bits, elements);
+        Ok(())
+    })
+}
+
 /// Packs elements given one a byte, in the byte's low bits, `bits` (4 or 6) each.
 ///
 /// Raises `ValueError` where they don't fill whole bytes.

@@ -30,7 +30,7 @@ type FileRow = (String, u64, u64, u64, usize);
 /// An open checkpoint.
 #[pyclass(frozen, name = "_Handle", module = "tonnage._native")]
 pub struct Handle {
-    checkpoint: Checkpoint,
+    pub checkpoint: Checkpoint,
     /// Reading runs Python code, which may be slow.
     runs_python: bool,
     /// The `bytes` objects that it was opened from, by file.
@@ -46,7 +46,8 @@ fn options(allow_symlinks: bool) -> OpenOptions {
 }
 
 impl Handle {
-    fn new(checkpoint: Checkpoint) -> Self {
+    /// A checkpoint that was opened from files.
+    pub fn new(checkpoint: Checkpoint) -> Self {
         let files = checkpoint.files().len();
         Handle {
             checkpoint,

@@ -8,8 +8,8 @@
 //! The Python half (`tonnage._checkpoint` and its neighbours) makes tensors of what comes from here. All
 //! names of this module start with an underscore: they are the package's own.
 
-mod failure;
-mod handle;
+pub mod failure;
+pub mod handle;
 mod read;
 mod run;
 mod save;

@@ -1,0 +1,27 @@
+//! Which tensors share memory, and where they begin there.
+
+use pyo3::prelude::*;
+use tonnage::arena::{Place, Rules, place};
+
+use super::open;
+use crate::paved::failure::usage;
+
+/// Bytes of each region; for each tensor its region, its first byte there, and unused bytes behind it.
+type Arranged = (Vec<u64>, Vec<(usize, u64, u64)>);
+
+/// Places tensors of these lengths in regions of a device's memory.
+#[pyfunction]
+#[pyo3(name = "_arrange")]
+pub fn arrange(py: Python<'_>, lens: Vec<u64>, device: &str) -> PyResult<Arranged> {
+    let device = open::device(py, device)?;
+    let info = device.info();
+    let placed = place(lens.iter().copied(), Rules::of(info)).map_err(|position| {
+        let len = lens.get(position).copied().unwrap_or(0);
+        let (id, most) = (info.id, info.max_region);
+        let text =
+            format!("{id} has no allocation of more than {most} bytes; a tensor takes {len}");
+        usage("DEVICE_MEMORY", &text)
+    })?;
+    let row = |place: Place| (place.region, place.offset, place.slack);
+    Ok((placed.regions, placed.places.into_iter().map(row).collect()))
+}

@@ -1,0 +1,29 @@
+//! Devices: opening them, memory on them, and tensors brought there while Python goes on.
+//!
+//! * [`open`]: devices by name, one instance a process.
+//! * [`memory`]: memory of a device, allocated by us or by a framework; with `unsafe`.
+//! * [`pieces`]: what of a checkpoint belongs where, as the engine takes it; [`transfer`]: the engine at work.
+//! * [`tensor`]: a tensor on a device for frameworks that have no allocator of ours, and for none.
+//! * [`arrange`]: which tensors share memory; [`dlpack`]: the capsules, with `unsafe`.
+//!
+//! The Python half (`tonnage._device`) decides whose memory is used and makes the frameworks' tensors.
+
+mod arrange;
+mod dlpack;
+mod memory;
+mod open;
+mod pieces;
+pub mod tensor;
+mod transfer;
+
+use pyo3::prelude::*;
+
+/// Adds the classes and functions to the module.
+pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<memory::Region>()?;
+    module.add_class::<tensor::DeviceTensor>()?;
+    module.add_class::<transfer::Transfer>()?;
+    module.add_function(wrap_pyfunction!(arrange::arrange, module)?)?;
+    module.add_function(wrap_pyfunction!(open::memory, module)?)?;
+    module.add_function(wrap_pyfunction!(open::devices, module)?)
+}

@@ -1,0 +1,208 @@
+//! The engine at work: jobs go in, tags of tensors come out as their bytes land.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use pyo3::prelude::*;
+use tonnage::device::DeviceId;
+use tonnage::engine::{
+    Cancel, DeviceReport, Failed, Pipeline, PipelineOptions, Progress, Strategy,
+};
+
+use super::pieces::{Job, pieces};
+use super::{memory, open};
+use crate::paved::failure::{raise_about, usage};
+use crate::paved::handle::Handle;
+
+/// How long a wait for the engine is before signals are looked at and a callback is told.
+const NAP: Duration = Duration::from_millis(50);
+
+/// Seconds, bytes, threads, strategy, why that one, peak of staging memory in bytes.
+type Done = (f64, u64, usize, &'static str, String, u64);
+
+/// A transfer from a checkpoint to devices, under way.
+#[pyclass(frozen, name = "_Transfer", module = "tonnage._native")]
+pub struct Transfer {
+    /// `None` once it is closed.
+    pipeline: Mutex<Option<Arc<Pipeline>>>,
+    cancel: Cancel,
+    done: Arc<AtomicU64>,
+    total: u64,
+    /// Names of the tensors under way, for messages.
+    names: Mutex<HashMap<u64, String>>,
+}
+
+fn failed(failed: Failed, names: &HashMap<u64, String>) -> PyErr {
+    let tensor = failed.tag().and_then(|tag| names.get(&tag)).cloned();
+    let file = failed.label().map(str::to_owned);
+    let text = match &tensor {
+        Some(name) => format!("tensor {name:?}: {failed}"),
+        None => failed.to_string(),
+    };
+    let error = failed.into_error().into();
+    raise_about(&error, text, tensor.as_deref(), file.as_deref())
+}
+
+impl Transfer {
+    fn get(&self) -> PyResult<Arc<Pipeline>> {
+        let pipeline = self
+            .pipeline
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        pipeline.ok_or_else(|| usage("CLOSED", "the transfer was closed"))
+    }
+
+    fn failed(&self, error: Failed) -> PyErr {
+        failed(
+            error,
+            &self.names.lock().unwrap_or_else(PoisonError::into_inner),
+        )
+    }
+}
+
+#[pymethods]
+impl Transfer {
+    /// A transfer to these devices, with so many bytes of staging memory; `total` bytes are to come.
+    #[new]
+    fn new(
+        py: Python<'_>,
+        devices: Vec<String>,
+        staging: u64,
+        threads: Option<usize>,
+        strategy: &str,
+        total: u64,
+    ) -> PyResult<Self> {
+        let opened = devices
+            .iter()
+            .map(|name| open::device(py, name))
+            .collect::<PyResult<Vec<_>>>()?;
+        let strategy: Strategy = strategy
+            .parse()
+            .map_err(|e: tonnage::engine::UnknownStrategy| usage("STRATEGY", &e.to_string()))?;
+        let (cancel, done) = (Cancel::new(), Arc::new(AtomicU64::new(0)));
+        let count = Arc::clone(&done);
+        let options = PipelineOptions {
+            staging,
+            threads,
+            strategy,
+            cancel: cancel.clone(),
+            progress: Some(Arc::new(move |progress: Progress| {
+                count.fetch_max(progress.done, Ordering::Relaxed);
+            })),
+            total: Some(total),
+            ..PipelineOptions::default()
+        };
+        let started = py.detach(|| Pipeline::start(opened, options));
+        let pipeline = started.map_err(|e| failed(e, &HashMap::new()))?;
+        Ok(Transfer {
+            pipeline: Mutex::new(Some(Arc::new(pipeline))),
+            cancel,
+            done,
+            total,
+            names: Mutex::default(),
+        })
+    }
+
+    /// Gives jobs, which are brought in this order. Returns at once.
+    fn submit(&self, py: Python<'_>, handle: &Handle, jobs: Vec<Job<'_>>) -> PyResult<()> {
+        let pipeline = self.get()?;
+        let mut all = Vec::with_capacity(jobs.len());
+        let mut named = Vec::with_capacity(jobs.len());
+        for job in &jobs {
+            pieces(&handle.checkpoint, job, &mut all)?;
+            let name = handle.checkpoint.at(job.0).map(|tensor| tensor.name());
+            named.push((job.1, name.unwrap_or_default().to_owned()));
+        }
+        self.names
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .extend(named);
+        py.detach(|| pipeline.submit(all))
+            .map_err(|e| self.failed(e))
+    }
+
+    /// What is submitted from now on is written after what this stream of a device has been given so far.
+    fn after(&self, device: &str, stream: u64) -> PyResult<()> {
+        let id: DeviceId = device
+            .parse()
+            .map_err(|_| usage("DEVICE", &format!("{device:?} names no device")))?;
+        self.get()?.after(id, memory::stream(stream));
+        Ok(())
+    }
+
+    /// Waits for the next tags that have landed; `None` where nothing is under way. Signals are looked at
+    /// meanwhile, and `progress` is called with `(done, total)` in bytes.
+    #[pyo3(signature = (progress = None))]
+    fn landed(
+        &self,
+        py: Python<'_>,
+        progress: Option<Bound<'_, PyAny>>,
+    ) -> PyResult<Option<Vec<u64>>> {
+        let pipeline = self.get()?;
+        loop {
+            let landed = py
+                .detach(|| pipeline.landed_within(NAP))
+                .map_err(|e| self.failed(e))?;
+            if let Err(signal) = py.check_signals() {
+                self.cancel.cancel();
+                return Err(signal);
+            }
+            if let Some(progress) = &progress {
+                let done = self.done.load(Ordering::Relaxed).min(self.total);
+                progress.call1((done, self.total))?;
+            }
+            match landed {
+                Some(landed) if landed.tags.is_empty() => {}
+                landed => return Ok(landed.map(|landed| landed.tags)),
+            }
+        }
+    }
+
+    /// What was done so far.
+    fn report(&self) -> PyResult<Done> {
+        let DeviceReport {
+            seconds,
+            bytes,
+            threads,
+            strategy,
+            reason,
+            peak_staging,
+            ..
+        } = self.get()?.progress_report();
+        Ok((seconds, bytes, threads, strategy, reason, peak_staging))
+    }
+
+    /// Ends it soon: whoever waits in `landed` hears of it.
+    fn cancel(&self) {
+        self.cancel.cancel();
+    }
+
+    /// Ends it; when this returns, nothing is under way. More than once does nothing.
+    fn close(&self, py: Python<'_>) {
+        let taken = self
+            .pipeline
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        self.cancel.cancel();
+        py.detach(|| drop(taken));
+    }
+}
+
+impl Drop for Transfer {
+    fn drop(&mut self) {
+        self.cancel.cancel();
+        let taken = self
+            .pipeline
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if taken.is_some() {
+            // Its threads are joined: not with the GIL held.
+            Python::attach(|py| py.detach(|| drop(taken)));
+        }
+    }
+}
