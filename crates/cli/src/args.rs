@@ -61,6 +61,10 @@ pub enum Verb {
     Shard(Shard),
     /// Write a copy as one file
     Merge(Merge),
+    /// Show the devices that checkpoints can be loaded to, and what to do where there is none
+    Devices(Devices),
+    /// Measure this machine, and loading a checkpoint on it, beside the reference package
+    Bench(Bench),
     /// Print a completion script for a shell
     #[command(after_help = "Examples:
   tonnage completions bash > ~/.local/share/bash-completion/completions/tonnage
@@ -316,4 +320,58 @@ pub struct Merge {
     /// Where.
     #[command(flatten)]
     pub target: Target,
+}
+
+/// `devices`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  tonnage devices
+  tonnage devices cuda:0
+  tonnage devices --json | jq -r '.devices[].id'
+
+Every kind is looked for: cpu, cuda, rocm, vulkan, metal. Each device is opened for a moment, to ask what is
+free. TONNAGE_CUDA_DRIVER, TONNAGE_HIP_DRIVER and TONNAGE_VULKAN_LOADER name other libraries to open.
+Exit code 1: the device that was named is not there.")]
+pub struct Devices {
+    /// Only this device
+    pub device: Option<String>,
+}
+
+/// `bench`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  tonnage bench Qwen3-8B/
+  tonnage bench model.safetensors --html report.html
+  tonnage bench model/ --bytes 8GiB --rounds 5 --seconds 300 --json
+  tonnage bench model.safetensors --python .venv/bin/python --device cuda:0
+
+Cold loads are preceded by dropping the checkpoint's own pages from the page cache; nothing else is touched,
+and nothing is written but the report. GB/s are 10^9 bytes a second, medians of the rounds.")]
+pub struct Bench {
+    /// File, folder or index
+    pub path: PathBuf,
+    /// Measurements of each kind
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub rounds: usize,
+    /// Load tensors up to this size, in the order of the files
+    #[arg(long, value_name = "SIZE", default_value = "2GiB")]
+    pub bytes: String,
+    /// Begin no further round after this time
+    #[arg(long, value_name = "N", default_value_t = 45)]
+    pub seconds: u64,
+    /// Only tensors that match this glob (`* ? [abc]`); may be repeated
+    #[arg(long, short, value_name = "GLOB")]
+    pub select: Vec<String>,
+    /// A Python with the reference package `safetensors`; else that of VIRTUAL_ENV, or python3
+    #[arg(long, value_name = "PATH", conflicts_with = "no_reference")]
+    pub python: Option<PathBuf>,
+    /// Load to this device (cpu, cuda:0, vulkan:0 …); may be repeated. Default: cpu and all that are found
+    #[arg(long, short, value_name = "DEVICE")]
+    pub device: Vec<String>,
+    /// Do not look for the reference package
+    #[arg(long)]
+    pub no_reference: bool,
+    /// Write the report as one HTML file with charts
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
 }

@@ -86,7 +86,8 @@ impl Failure {
         }
     }
 
-    fn message(&self) -> String {
+    /// The sentence.
+    pub fn message(&self) -> String {
         match self {
             Failure::Library(error) => error.to_string(),
             Failure::Usage(message) | Failure::Absent(message) => message.clone(),

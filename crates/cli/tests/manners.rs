@@ -12,7 +12,7 @@ use common::{
 };
 use serde_json::{Value, json};
 
-const VERBS: [&str; 9] = [
+const VERBS: [&str; 11] = [
     "inspect",
     "verify",
     "diff",
@@ -21,6 +21,8 @@ const VERBS: [&str; 9] = [
     "cast",
     "shard",
     "merge",
+    "devices",
+    "bench",
     "completions",
 ];
 
@@ -163,6 +165,16 @@ fn hostile_names_reach_no_terminal() {
         &["cast", path, "x", "--to", "\u{1b}[2J"],
         &["shard", path, text(&target), "--max-size", "\u{1b}"],
         &["inspect", "--\u{1b}[2J"],
+        &[
+            "bench",
+            path,
+            "--no-reference",
+            "--device",
+            "cpu",
+            "--rounds",
+            "1",
+        ],
+        &["bench", path, "--python", "\u{1b}[2J"],
     ];
     for args in runs {
         for json in [&[][..], &["--json"]] {
@@ -397,6 +409,26 @@ fn json_has_the_fields_that_were_promised() {
     has_keys(
         &expect_json(0, &["rename", text(&a), "steps", "x", "--dry-run"]),
         ".dry_run .renamed .renamed[].new .renamed[].old .schema",
+    );
+    has_keys(
+        &expect_json(
+            0,
+            &[
+                "bench",
+                text(&a),
+                "--no-reference",
+                "--device",
+                "cpu",
+                "--rounds",
+                "1",
+            ],
+        ),
+        ".bytes .limits .limits[].gb_per_s .limits[].group .limits[].name .loads .loads[].bytes \
+         .loads[].failed .loads[].from .loads[].gb_per_s .loads[].median .loads[].of_limit \
+         .loads[].reason .loads[].seconds .loads[].strategy .loads[].to .loads[].who .machine \
+         .machine.file_system .machine.memory .machine.processor .machine.storage .machine.system \
+         .machine.threads .notes .path .reference .schema .seconds .tensor_count .tensors .total_bytes \
+         .version",
     );
     let schemas = expect_json(0, &["inspect", text(&a)]);
     assert_eq!(schemas["schema"], json!("tonnage.inspect/1"));

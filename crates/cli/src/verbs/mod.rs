@@ -1,6 +1,8 @@
 //! One file a verb.
 
+mod bench;
 mod cast;
+mod devices;
 mod diff;
 mod inspect;
 mod merge;
@@ -36,6 +38,8 @@ pub fn run(cli: &Cli, out: &mut Out) -> Result<u8, Failure> {
         Verb::Cast(args) => cast::run(args, common, out),
         Verb::Shard(args) => shard::run(args, common, out),
         Verb::Merge(args) => merge::run(args, common, out),
+        Verb::Devices(args) => devices::run(args, common, out),
+        Verb::Bench(args) => bench::run(args, common, out),
         Verb::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(*shell, &mut Cli::command(), "tonnage", &mut script);
