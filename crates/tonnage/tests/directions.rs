@@ -103,6 +103,8 @@ const UNSAFE: &[&str] = &[
     "crates/device/src/vulkan/queue.rs",
     "crates/device/src/vulkan/staging.rs",
     "crates/python/src/buffer.rs",
+    "crates/python/src/device/dlpack.rs",
+    "crates/python/src/device/memory.rs",
     "crates/stubdriver/src/control.rs",
     "crates/stubdriver/src/cuda.rs",
     "crates/stubdriver/src/find.rs",
