@@ -13,6 +13,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crc_fast::CrcAlgorithm::Crc64Nvme;
 use crc_fast::Digest;
+use tonnage_storage::Source;
+
+use crate::control::{Error, Options};
+use crate::queue;
 
 /// Bytes of a chunk; the last one of a file may have fewer.
 pub const CHUNK: u64 = 8 << 20;
@@ -300,6 +304,81 @@ impl Checker {
             (chunk, offset, self.sums.len_of(chunk))
         })
     }
+}
+
+/// Every chunk of a source that is not what its sum says, in their order.
+///
+/// # Errors
+/// The first failure of the source, or that the run was cancelled.
+pub fn verify_chunks(
+    source: &dyn Source,
+    checker: &Checker,
+    options: &Options<'_>,
+) -> Result<Vec<BadChunk>, Error> {
+    let bad = Mutex::new(Vec::new());
+    let chunks = checker.chunks().collect();
+    each_chunk(source, chunks, options, |chunk, bytes| {
+        if let Err(wrong) = checker.check(chunk, crc(bytes)) {
+            let mut bad = bad.lock().unwrap_or_else(PoisonError::into_inner);
+            bad.push(wrong);
+        }
+    })?;
+    let mut bad = bad.into_inner().unwrap_or_else(PoisonError::into_inner);
+    bad.sort_unstable_by_key(|wrong: &BadChunk| wrong.chunk);
+    Ok(bad)
+}
+
+/// The sums of the `len` bytes of a source from `start` on.
+///
+/// # Errors
+/// The first failure of the source, or that the run was cancelled.
+pub fn sum_chunks(
+    source: &dyn Source,
+    start: u64,
+    len: u64,
+    options: &Options<'_>,
+) -> Result<Vec<u64>, Error> {
+    let sums = Mutex::new(Vec::new());
+    let chunk = |chunk: u64| {
+        (
+            chunk,
+            start.saturating_add(chunk * CHUNK),
+            len_of(chunk, len),
+        )
+    };
+    let chunks = (0..chunks_of(len)).map(chunk).collect();
+    each_chunk(source, chunks, options, |chunk, bytes| {
+        let sum = crc(bytes);
+        let mut sums = sums.lock().unwrap_or_else(PoisonError::into_inner);
+        sums.push((chunk, sum));
+    })?;
+    let mut sums = sums.into_inner().unwrap_or_else(PoisonError::into_inner);
+    sums.sort_unstable();
+    Ok(sums.into_iter().map(|(_, sum)| sum).collect())
+}
+
+/// Reads chunks, given as number, offset and length, and hands out each. Memory: threads × chunk.
+fn each_chunk(
+    source: &dyn Source,
+    chunks: Vec<(u64, u64, u64)>,
+    options: &Options<'_>,
+    look: impl Fn(u64, &[u8]) + Sync,
+) -> Result<(), Error> {
+    queue::for_each_block(
+        chunks,
+        options,
+        "verify",
+        |&(_, _, len)| len,
+        Vec::new,
+        |buffer: &mut Vec<u8>, (chunk, offset, len)| {
+            buffer.resize(len as usize, 0);
+            let read = source.read_exact_at(offset, buffer);
+            read.map_err(|error| Error::Storage { error, offset })?;
+            look(chunk, buffer);
+            Ok(())
+        },
+    )
+    .map(drop)
 }
 
 #[cfg(test)]

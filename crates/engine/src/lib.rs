@@ -37,6 +37,7 @@ mod choose;
 mod control;
 mod copy;
 mod direct;
+pub mod hash;
 mod host;
 pub mod pipeline;
 mod put;

@@ -238,6 +238,10 @@ fn merge_metadata(files: &[CheckpointFile]) -> (BTreeMap<String, String>, Vec<No
     let (mut merged, mut notes) = (BTreeMap::<String, String>::new(), Vec::new());
     for file in files {
         for (key, value) in file.metadata.iter().flatten() {
+            if files.len() > 1 && key == format::forever::CHECKSUMS_KEY {
+                // Each file has checksums of its own (spec 13.12).
+                continue;
+            }
             match merged.get(key) {
                 None => drop(merged.insert(key.clone(), value.clone())),
                 Some(first) if first != value => {

@@ -1,5 +1,7 @@
 //! Editing a file's header: metadata and names, while the tensors' bytes stay as they are.
 //!
+//! Checksums of the data (spec 13.10) stay right, a hash of the whole file does not: its sidecar is removed.
+//!
 //! A header that is overwritten where it stands can tear: a crash between two sectors leaves half of
 //! the old one and half of the new one, and the whole file is lost with it. So an edit takes the first
 //! of these ways that is possible ([`Way`]):
@@ -29,6 +31,7 @@ use tonnage_storage::{
     self as storage, AtomicFile, AtomicOptions, Durability, FileSource, Sink, Source, temp::Temp,
 };
 
+use crate::checksums::remove_sidecar;
 use crate::error::{Error, Result};
 use crate::open::read_header;
 
@@ -126,12 +129,15 @@ pub fn edit(path: &Path, edit: &Edit<'_>) -> Result<Edited> {
             );
             return Err(Error::usage("NO_ROOM", text).in_file(source.label()));
         }
+        remove_sidecar(path)?;
         let written = replace_longer(path, &source, &header, &change.header, edit)?;
         return done(Way::Replaced, written);
     };
     let Some((first, last)) = difference(old, &new) else {
         return done(Way::Unchanged, 0);
     };
+    // A hash of the whole file is not that of the file to come (spec 13.15).
+    remove_sidecar(path)?;
     if first / SECTOR == last / SECTOR {
         let written = overwrite(path, &source, first, &new[first..=last], edit.durability)?;
         return done(Way::Sector, written);

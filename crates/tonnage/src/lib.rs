@@ -20,6 +20,7 @@ pub mod arena;
 mod assemble;
 pub mod cast;
 mod checkpoint;
+pub mod checksums;
 pub mod compat;
 mod device_load;
 mod device_plan;

@@ -21,6 +21,9 @@ pub struct Load<'a> {
     pub select: Vec<String>,
     /// Casts floating-point tensors to this dtype; others stay as they are.
     pub dtype: Option<Dtype>,
+    /// Compares what is read with the files' checksums (spec 13.8): every chunk that holds a byte of a tensor
+    /// that is loaded.
+    pub verify: bool,
     /// As [`Options::threads`].
     pub threads: Option<usize>,
     /// As [`Options::progress`].
@@ -190,7 +193,8 @@ impl Checkpoint {
     ///
     /// # Errors
     /// `SELECT` if nothing is selected although something was asked for; `UNSUPPORTED_DTYPE`; `CAST` for a
-    /// dtype to which nothing can be cast; what the system said; `CANCELLED`.
+    /// dtype to which nothing can be cast; what the system said; `CANCELLED`; with [`Load::verify`] `NO_CHECKSUMS`,
+    /// `CHECKSUM_FORM`, `CHECKSUM_STALE`, and `CHECKSUM_MISMATCH`.
     pub fn load(&self, load: &Load<'_>) -> Result<Loaded> {
         let (positions, missing) = self.select(&load.select);
         if let ([], Some(first)) = (&positions[..], missing.first()) {
@@ -199,7 +203,17 @@ impl Checkpoint {
         }
         let (tensors, len) = self.place(&positions, load.dtype)?;
         let mut buffer = HostBuffer::new(len)?;
-        let run = self.fill(&positions, &tensors, buffer.as_mut_slice(), &load.options())?;
+        let memory = buffer.as_mut_slice();
+        let options = load.options();
+        let run = if load.verify {
+            let files = positions.iter().filter_map(|&position| self.at(position));
+            let files = files.map(|tensor| tensor.file());
+            self.verified(files, &options, |options| {
+                self.fill(&positions, &tensors, memory, options)
+            })?
+        } else {
+            self.fill(&positions, &tensors, memory, &options)?
+        };
         let report = Report {
             seconds: run.seconds,
             bytes_read: run.bytes,

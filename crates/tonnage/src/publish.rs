@@ -13,7 +13,8 @@
 //! 3. The old checkpoint's files are removed, and each new file gets its final name as a second name
 //!    (a hard link; a copy where the file system has none).
 //! 4. An index with the final names replaces the index; a checkpoint of one file loses its index instead.
-//! 5. The hidden names are removed.
+//! 5. The hidden names are removed, and sidecars with hashes, if they are asked for, are written. Old ones
+//!    go before step 2: none ever lies beside a file that it is not of.
 //!
 //! Between the steps the folder is synced, if durability asks for it, so a power cut finds the same
 //! states as a kill. A save that was cut off after step 2 leaves an index with hidden names: that is a
@@ -31,6 +32,7 @@ use tonnage_storage::{
     self as storage, AtomicFile, AtomicOptions, Durability, FileSource, Sink, Source, Staged, temp,
 };
 
+use crate::checksums::{remove_sidecar, write_sidecar};
 use crate::error::Result;
 
 /// Suffix of hidden files: an index may name only `.safetensors` files.
@@ -41,6 +43,8 @@ pub(crate) const SUFFIX: &str = "safetensors";
 pub(crate) struct Part {
     pub staged: Staged,
     pub tensors: Vec<(String, u64)>,
+    /// Its BLAKE3 hash, if it is to have a sidecar.
+    pub hash: Option<[u8; 32]>,
 }
 
 /// What a folder has of a stem.
@@ -157,6 +161,11 @@ pub(crate) fn publish(
         }
     };
 
+    let hashes: Vec<Option<[u8; 32]>> = parts.iter().map(|part| part.hash).collect();
+    for name in old.files.iter().chain(&finals) {
+        remove_sidecar(&folder.join(name))?;
+    }
+
     // 1, 2
     sync()?;
     write_index(&old.index, &index_text(&parts, &hidden)?, durability)?;
@@ -192,6 +201,11 @@ pub(crate) fn publish(
     sync()?;
     // 5
     parts.iter().try_for_each(|part| remove(part))?;
+    for (name, hash) in finals.iter().zip(&hashes) {
+        if let Some(hash) = hash {
+            write_sidecar(&folder.join(name), hash, durability)?;
+        }
+    }
     sync()?;
     Ok((finals.iter().map(|name| folder.join(name)).collect(), index))
 }

@@ -5,11 +5,16 @@
 
 use std::path::{Path, PathBuf};
 
-use tonnage_engine::{self as engine, Cancel, OnProgress, Options, Progress};
-use tonnage_format::{self as format, Dtype, Reason, TensorSpec, WriteOptions, shard_file_name};
+use tonnage_engine::checksum::Sums;
+use tonnage_engine::{self as engine, Cancel, OnProgress, Options, Progress, Put};
+use tonnage_format::forever::CHECKSUMS_KEY;
+use tonnage_format::{
+    self as format, Checksums, Dtype, Reason, TensorSpec, WriteOptions, shard_file_name,
+};
 use tonnage_storage::{self as storage, AtomicFile, AtomicOptions, Durability, Sink};
 
 use crate::cast::{cast, cast_len, castable};
+use crate::checksums::{finished, hash_of, remove_sidecar, write_sidecar};
 use crate::error::{Error, Result};
 use crate::load::OnProgressOf;
 use crate::publish::{Part, hidden_file, is_simple, publish, sweep};
@@ -27,6 +32,11 @@ pub struct Save<'a> {
     pub durability: Durability,
     /// How each file is laid out.
     pub write: WriteOptions,
+    /// Store the checksums of each file's data in its metadata (spec chapter 13); they are computed while
+    /// it is written. Checksums among [`Save::metadata`] are those of other data and are left out.
+    pub checksums: bool,
+    /// Put the BLAKE3 hash of each file beside it (spec 13.14). The file is read once more for it.
+    pub sidecar: bool,
     /// First part of the file names in a folder.
     pub stem: String,
     /// As [`Options::threads`].
@@ -44,6 +54,8 @@ impl Default for Save<'_> {
             max_shard_size: None,
             durability: Durability::Full,
             write: WriteOptions::default(),
+            checksums: false,
+            sidecar: false,
             stem: "model".to_owned(),
             threads: None,
             progress: None,
@@ -127,12 +139,19 @@ fn items<'a>(tensors: &[TensorData<'a>]) -> Vec<Item<'a>> {
 pub fn to_bytes(tensors: &[TensorData<'_>], save: &Save<'_>) -> Result<Vec<u8>> {
     let items = items(tensors);
     items.iter().try_for_each(check)?;
-    let layout = layout(&items, save)?;
+    let layout = layout(&items, save, None)?;
     let mut bytes = room(layout.file_len)?;
     bytes.clear();
     bytes.extend_from_slice(&layout.header);
     for &i in &layout.order {
         bytes.extend_from_slice(tensors[i].data);
+    }
+    if save.checksums {
+        let (start, len) = (layout.data_start(), data_len(&layout));
+        let sums = Sums::new(start, len);
+        sums.feed(0, [&bytes[..]]);
+        let sealed = self::layout(&items, save, Some(&finished(&sums, len)?))?.header;
+        bytes[..sealed.len()].copy_from_slice(&sealed);
     }
     Ok(bytes)
 }
@@ -167,7 +186,8 @@ pub fn save_items(items: &[Item<'_>], path: impl AsRef<Path>, save: &Save<'_>) -
             },
         )?;
         run.write(&file, items)?;
-        file.commit()?;
+        let hash = run.hash(&file)?;
+        commit_one(file.stage()?, &path, hash, save.durability)?;
         (vec![path], None)
     } else {
         sweep(&target.folder, &target.stem);
@@ -176,6 +196,7 @@ pub fn save_items(items: &[Item<'_>], path: impl AsRef<Path>, save: &Save<'_>) -
             let members: Vec<Item<'_>> = shard.iter().map(|&i| items[i]).collect();
             let file = hidden_file(&target.folder, &target.stem, save.durability)?;
             run.write(&file, &members)?;
+            let hash = run.hash(&file)?;
             let tensors = shard
                 .iter()
                 .map(|&i| (items[i].name.to_owned(), sizes[i]))
@@ -183,6 +204,7 @@ pub fn save_items(items: &[Item<'_>], path: impl AsRef<Path>, save: &Save<'_>) -
             parts.push(Part {
                 staged: file.stage()?,
                 tensors,
+                hash,
             });
         }
         publish(&target.folder, &target.stem, parts, save.durability)?
@@ -304,7 +326,23 @@ fn check_unique(items: &[Item<'_>]) -> Result<()> {
     }
 }
 
-fn layout(items: &[Item<'_>], save: &Save<'_>) -> Result<format::Layout> {
+/// Gives a complete file its name, and its sidecar after it. An old sidecar goes first.
+pub(crate) fn commit_one(
+    staged: storage::Staged,
+    path: &Path,
+    hash: Option<[u8; 32]>,
+    durability: Durability,
+) -> Result<()> {
+    remove_sidecar(path)?;
+    remove_sidecar(staged.target())?;
+    staged.commit()?;
+    match hash {
+        Some(hash) => write_sidecar(path, &hash, durability),
+        None => Ok(()),
+    }
+}
+
+fn layout(items: &[Item<'_>], save: &Save<'_>, sums: Option<&Checksums>) -> Result<format::Layout> {
     let specs: Vec<TensorSpec<'_>> = items
         .iter()
         .map(|item| TensorSpec {
@@ -313,17 +351,33 @@ fn layout(items: &[Item<'_>], save: &Save<'_>) -> Result<format::Layout> {
             shape: item.shape,
         })
         .collect();
-    Ok(layout_of(&specs, &save.metadata, &save.write)?)
+    Ok(layout_of(&specs, save, &save.write, sums)?)
 }
 
+/// Lays a file out. Where it is to have checksums and they are not known yet, room is left for them: the
+/// layout with them differs in nothing but their digits.
 pub(crate) fn layout_of(
     specs: &[TensorSpec<'_>],
-    metadata: &[(String, String)],
+    save: &Save<'_>,
     options: &WriteOptions,
+    sums: Option<&Checksums>,
 ) -> Result<format::Layout, format::Error> {
-    let pairs: Vec<(&str, &str)> = metadata
-        .iter()
+    let text = match (save.checksums, sums) {
+        (false, _) => None,
+        (true, Some(sums)) => Some(sums.to_text()),
+        (true, None) => {
+            // A size that overflows is refused by `layout`, which names the tensor.
+            let sizes = specs.iter().map(|spec| spec.dtype.bytes_of(spec.shape));
+            let len = sizes.fold(0, |sum: u64, size| sum.saturating_add(size.unwrap_or(0)));
+            Some(Checksums::zeros(len)?.to_text())
+        }
+    };
+    let own = text.as_deref().map(|text| (CHECKSUMS_KEY, text));
+    let given = save.metadata.iter();
+    let pairs: Vec<(&str, &str)> = given
         .map(|(key, value)| (key.as_str(), value.as_str()))
+        .filter(|(key, _)| *key != CHECKSUMS_KEY)
+        .chain(own)
         .collect();
     let metadata = if pairs.is_empty() {
         None
@@ -331,6 +385,10 @@ pub(crate) fn layout_of(
         Some(&pairs[..])
     };
     format::layout(specs, metadata, options)
+}
+
+pub(crate) fn data_len(layout: &format::Layout) -> u64 {
+    layout.file_len.saturating_sub(layout.data_start())
 }
 
 /// A save under way: files one after the other, one progress.
@@ -342,36 +400,51 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Writes the whole content of one file.
+    /// Writes the whole content of one file. The header goes last where it waits for the checksums.
     fn write(&mut self, file: &AtomicFile, items: &[Item<'_>]) -> Result<()> {
         let in_file = |e: Error| e.in_file(file.label());
-        let layout = layout(items, self.save).map_err(in_file)?;
+        let layout = layout(items, self.save, None).map_err(in_file)?;
+        let start = layout.data_start();
         file.reserve(layout.file_len)?;
         file.set_len(layout.file_len)?;
-        file.write_all_at(0, &layout.header)?;
-        let (mut writes, mut copies, mut casts) = (Vec::new(), Vec::new(), Vec::new());
-        for (item, &(begin, end)) in items.iter().zip(&layout.ranges) {
-            // `layout` has checked that all of the file fits 64 bits.
-            let offset = layout.data_start() + begin;
-            match item.content {
-                Content::Bytes(data) => writes.push(engine::Write { offset, data }),
-                Content::Stored(tensor) if tensor.dtype()? == item.dtype => {
-                    let source = tensor.source()?;
-                    copies.push(engine::Copy {
-                        source,
-                        from: tensor.offset(),
-                        to: offset,
-                        len: end - begin,
-                    });
-                }
-                Content::Stored(tensor) => {
-                    casts.extend(cast_blocks(&tensor, item.dtype, offset, end - begin)?)
-                }
-            }
+        let sums = self
+            .save
+            .checksums
+            .then(|| Sums::new(start, data_len(&layout)));
+        if sums.is_none() {
+            file.write_all_at(0, &layout.header)?;
         }
-        self.step(|options| engine::write(file, &writes, options))?;
-        self.step(|options| engine::copy(file, &copies, options))?;
-        self.step(|options| write_casts(file, casts, options))
+        let casts = items.iter().map(CastFill::of).collect::<Result<Vec<_>>>()?;
+        let mut puts = Vec::with_capacity(items.len());
+        for ((item, cast), &(begin, end)) in items.iter().zip(&casts).zip(&layout.ranges) {
+            // `layout` has checked that all of the file fits 64 bits.
+            let (offset, len) = (start + begin, end - begin);
+            puts.push(match (item.content, cast) {
+                (Content::Bytes(data), _) => Put::bytes(offset, data),
+                (Content::Stored(_), Some(cast)) => Put::fill(offset, len, cast),
+                (Content::Stored(tensor), None) => {
+                    Put::source(offset, tensor.source()?, tensor.offset(), len)
+                }
+            });
+        }
+        self.step(|options| engine::put(file, &puts, sums.as_ref(), options))?;
+        if let Some(sums) = sums {
+            let sums = finished(&sums, data_len(&layout))?;
+            let sealed = self::layout(items, self.save, Some(&sums)).map_err(in_file)?;
+            file.write_all_at(0, &sealed.header)?;
+        }
+        Ok(())
+    }
+
+    /// The file's hash, if it is to have a sidecar.
+    fn hash(&self, file: &AtomicFile) -> Result<Option<[u8; 32]>> {
+        let options = Options {
+            threads: self.save.threads,
+            cancel: self.save.cancel,
+            ..Options::default()
+        };
+        let hash = self.save.sidecar.then(|| hash_of(file, &options));
+        hash.transpose()
     }
 
     fn step(
@@ -406,67 +479,86 @@ impl Run<'_> {
     }
 }
 
-struct CastBlock<'a> {
+/// Casts a stored tensor while it is written.
+struct CastFill<'a> {
     source: &'a dyn storage::Source,
-    from: Dtype,
-    to: Dtype,
-    read: (u64, usize),
-    write: (u64, usize),
-}
-
-fn cast_blocks<'a>(
-    tensor: &TensorRef<'a>,
-    to: Dtype,
     offset: u64,
     len: u64,
-) -> Result<Vec<CastBlock<'a>>> {
-    /// Elements of a block: a multiple of 8, so blocks of every dtype begin on a byte.
-    const ELEMENTS: u64 = 1 << 20;
-    let (from, source) = (tensor.dtype()?, tensor.source()?);
-    let (read, write) = (
-        ELEMENTS / 8 * from.bitsize() as u64,
-        ELEMENTS / 8 * to.bitsize() as u64,
-    );
-    let block = |i: u64| CastBlock {
-        source,
-        from,
-        to,
-        read: (
-            tensor.offset() + i * read,
-            read.min(tensor.byte_len() - i * read) as usize,
-        ),
-        write: (offset + i * write, write.min(len - i * write) as usize),
-    };
-    Ok((0..len.div_ceil(write)).map(block).collect())
+    from: Dtype,
+    to: Dtype,
 }
 
-fn write_casts(
-    file: &AtomicFile,
-    blocks: Vec<CastBlock<'_>>,
-    options: &Options<'_>,
-) -> Result<engine::Report, engine::Error> {
-    let size = |block: &CastBlock<'_>| block.write.1 as u64;
-    let state = || (Vec::new(), Vec::new());
-    engine::for_each_block(
-        blocks,
-        options,
-        "cast",
-        size,
-        state,
-        |(src, dst): &mut (Vec<u8>, Vec<u8>), block| {
-            let failed = |offset| move |error| engine::Error::Storage { error, offset };
-            src.resize(block.read.1, 0);
-            dst.resize(block.write.1, 0);
-            block
-                .source
-                .read_exact_at(block.read.0, src)
-                .map_err(failed(block.read.0))?;
-            let label = block.source.label();
-            cast(block.from, src, block.to, dst).map_err(|e| {
-                failed(block.read.0)(storage::Error::new("cast", label, std::io::Error::other(e)))
-            })?;
-            file.write_all_at(block.write.0, dst)
-                .map_err(failed(block.write.0))
-        },
-    )
+impl<'a> CastFill<'a> {
+    /// `None` for a tensor that keeps its dtype.
+    fn of(item: &Item<'a>) -> Result<Option<CastFill<'a>>> {
+        let Content::Stored(tensor) = item.content else {
+            return Ok(None);
+        };
+        let (from, to) = (tensor.dtype()?, item.dtype);
+        if from == to {
+            return Ok(None);
+        }
+        Ok(Some(CastFill {
+            source: tensor.source()?,
+            offset: tensor.offset(),
+            len: tensor.byte_len(),
+            from,
+            to,
+        }))
+    }
+
+    /// Casts the elements from `first` on, in groups of eight, of which `dst` holds whole ones, but perhaps
+    /// for the last of the tensor.
+    fn groups(&self, first: u64, src: &mut Vec<u8>, dst: &mut [u8]) -> Result<(), engine::Error> {
+        // Eight elements of a dtype take as many bytes as one has bits.
+        let begin = first * self.from.bitsize() as u64;
+        let count = (dst.len() as u64).div_ceil(self.to.bitsize() as u64);
+        let len = (count * self.from.bitsize() as u64).min(self.len.saturating_sub(begin));
+        let offset = self.offset.saturating_add(begin);
+        src.resize(len as usize, 0);
+        let failed = |error| engine::Error::Storage { error, offset };
+        self.source.read_exact_at(offset, src).map_err(failed)?;
+        cast(self.from, src, self.to, dst).map_err(|e| {
+            let other = std::io::Error::other(e);
+            failed(storage::Error::new("cast", self.source.label(), other))
+        })
+    }
+}
+
+impl engine::Fill for CastFill<'_> {
+    fn fill(&self, mut at: u64, mut dst: &mut [u8]) -> Result<(), engine::Error> {
+        /// Groups that are cast at a time: what is read for them stays in the processor's cache.
+        const GROUPS: u64 = 8 << 10;
+        let unit = self.to.bitsize() as u64;
+        let all = cast_len(self.from, self.len, self.to).unwrap_or(0);
+        let mut src = Vec::new();
+        while !dst.is_empty() {
+            let (first, skip) = (at / unit, (at % unit) as usize);
+            let left = all.saturating_sub(first * unit);
+            let whole = (dst.len() as u64 / unit).min(GROUPS) * unit;
+            // A block may begin or end inside of a group: that group is cast apart.
+            let (now, rest) = if skip == 0 && (whole > 0 || left <= dst.len() as u64) {
+                let len = if whole > 0 { whole } else { left };
+                let (now, rest) = dst.split_at_mut((len as usize).min(dst.len()));
+                self.groups(first, &mut src, now)?;
+                (now.len(), rest)
+            } else {
+                let mut group = vec![0; left.min(unit) as usize];
+                self.groups(first, &mut src, &mut group)?;
+                let part = group.get(skip..).unwrap_or_default();
+                let len = part.len().min(dst.len());
+                let (now, rest) = dst.split_at_mut(len);
+                now.copy_from_slice(&part[..len]);
+                if len == 0 {
+                    let over = std::io::ErrorKind::UnexpectedEof;
+                    let error = storage::Error::new("cast", self.source.label(), over);
+                    return Err(engine::Error::Storage { error, offset: at });
+                }
+                (len, rest)
+            };
+            at += now as u64;
+            dst = rest;
+        }
+        Ok(())
+    }
 }

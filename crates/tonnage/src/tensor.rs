@@ -218,6 +218,9 @@ impl<'a> SliceRef<'a> {
             // At most `WINDOW` bytes.
             staging.resize(window.len as usize, 0);
             source.read_exact_at(offset, &mut staging)?;
+            if let Some(check) = options.check {
+                check.check(source, offset, &mut [&staging[..]].into_iter())?;
+            }
             gather(&staging, &window, part);
         }
         let read = engine::read(direct, options);

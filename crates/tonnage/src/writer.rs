@@ -10,24 +10,32 @@
 //!   below [`SMALL`], the data is copied once into a file laid out as `save` does it.
 //!
 //! Either way memory holds names and shapes, never data, and a file is completed and synced as soon as
-//! it is full. Nothing is visible before [`Writer::finish`]; a writer that is dropped leaves nothing.
+//! it is full. Large pieces go to the disk as those of `save` do, from a few staging blocks. Nothing is visible before [`Writer::finish`]; a writer that is dropped leaves nothing.
 
 use std::collections::HashMap;
 use std::path::Path;
 use std::time::Instant;
 
-use tonnage_engine as engine;
+use tonnage_engine::checksum::Sums;
+use tonnage_engine::{self as engine, Put};
 use tonnage_format::{self as format, Dtype, Reason, TensorSpec, WriteOptions};
 use tonnage_storage::{AtomicFile, Sink, Staged};
 
+use crate::checksums::finished;
 use crate::error::{Error, Result};
 use crate::publish::{Part, publish, sweep};
-use crate::save::{Content, Item, Save, Saved, Target, TensorData, byte_len, layout_of};
+use crate::save::{
+    Content, Item, Save, Saved, Target, TensorData, byte_len, commit_one, data_len, layout_of,
+};
 use crate::shards::split;
-use crate::spool::{ROOM, Spool, fresh_file};
+use crate::spool::{ROOM, Spool, fresh_file, stage};
 
 /// Bytes after which the disk may start with what was written.
 const WRITEBACK: u64 = 8 << 20;
+/// Bytes that are written in one run: enough for several threads, and soon enough over to be cancelled.
+const RUN: usize = 64 << 20;
+/// Pieces of this size are worth a run, and tensors of it are given room before they come.
+const LARGE: u64 = 8 << 20;
 
 /// Writes a checkpoint tensor by tensor.
 #[derive(Debug)]
@@ -59,8 +67,9 @@ struct Declared {
     tensors: Vec<(String, Dtype, Vec<u64>)>,
     layout: format::Layout,
     file: Option<AtomicFile>,
+    sums: Option<Sums>,
     left: usize,
-    staged: Option<Staged>,
+    staged: Option<(Staged, Option<[u8; 32]>)>,
 }
 
 #[derive(Debug)]
@@ -127,13 +136,15 @@ impl<'a> Writer<'a> {
                         .into());
                 }
             }
-            let layout = layout_of(&specs, &save.metadata, &save.write)?;
+            let layout = layout_of(&specs, save, &save.write, None)?;
+            let start = layout.data_start();
             let tensors = specs
                 .iter()
                 .map(|t| (t.name.to_owned(), t.dtype, t.shape.to_vec()))
                 .collect();
             writer.declared.push(Declared {
                 tensors,
+                sums: save.checksums.then(|| Sums::new(start, data_len(&layout))),
                 layout,
                 file: None,
                 left: specs.len(),
@@ -157,7 +168,7 @@ impl<'a> Writer<'a> {
                 .into());
         }
         self.begin(tensor.name, tensor.dtype, tensor.shape)?;
-        for chunk in tensor.data.chunks(engine::Options::BLOCK) {
+        for chunk in tensor.data.chunks(RUN) {
             self.write(chunk)?;
         }
         self.end()
@@ -218,24 +229,27 @@ impl<'a> Writer<'a> {
                 ))
                 .into());
         }
-        let file = match (open.shard, open.own) {
+        let place = match (open.shard, open.own) {
             (Some(shard), _) => self
                 .declared
                 .get(shard)
-                .and_then(|shard| shard.file.as_ref()),
-            (None, true) => self.own.as_ref().map(|spool| &spool.file),
-            (None, false) => self.current.as_ref().map(|spool| &spool.file),
+                .and_then(|shard| shard.file.as_ref().map(|file| (file, &shard.sums))),
+            (None, true) => self.own.as_ref().map(|spool| (&spool.file, &spool.sums)),
+            (None, false) => self
+                .current
+                .as_ref()
+                .map(|spool| (&spool.file, &spool.sums)),
         };
-        let Some(file) = file else {
+        let Some((file, sums)) = place else {
             return Err(misuse("no tensor was begun"));
         };
         if self.save.cancel.is_some_and(engine::Cancel::is_cancelled) {
             self.failed = true;
             return Err(engine::Error::Cancelled.into());
         }
-        if let Err(error) = file.write_all_at(open.offset, bytes) {
+        if let Err(error) = write_piece(file, sums.as_ref(), open.offset, bytes, &self.save) {
             self.failed = true;
-            return Err(error.into());
+            return Err(error);
         }
         let len = bytes.len() as u64;
         (open.offset, open.left, open.unsynced) =
@@ -315,7 +329,7 @@ impl<'a> Writer<'a> {
         let (files, index) = match (simple, parts.pop()) {
             (Some(path), Some(mut part)) => {
                 part.staged.retarget(&path)?;
-                part.staged.commit()?;
+                commit_one(part.staged, &path, part.hash, self.save.durability)?;
                 (vec![path], None)
             }
             (_, last) => {
@@ -366,7 +380,6 @@ impl<'a> Writer<'a> {
             let layout = &self.declared[shard].layout;
             file.reserve(layout.file_len)?;
             file.set_len(layout.file_len)?;
-            file.write_all_at(0, &layout.header)?;
             self.declared[shard].file = Some(file);
         }
         let declared = &self.declared[shard];
@@ -398,20 +411,22 @@ impl<'a> Writer<'a> {
             None
         };
         if let Some(file) = complete {
-            declared.staged = Some(file.stage()?);
+            file.write_all_at(0, &declared.header(&self.save)?)?;
+            declared.staged = Some(stage(file, &self.save)?);
         }
         Ok(())
     }
 
     fn collect_declared(&mut self) -> Result<()> {
         for declared in std::mem::take(&mut self.declared) {
-            let staged = match declared.staged {
+            let header = declared.header(&self.save)?;
+            let (staged, hash) = match declared.staged {
                 Some(staged) => staged,
                 // A file without tensors.
                 None => {
                     let file = fresh_file(&self.target, &self.save)?;
-                    file.write_all_at(0, &declared.layout.header)?;
-                    file.stage()?
+                    file.write_all_at(0, &header)?;
+                    stage(file, &self.save)?
                 }
             };
             let ranges = declared.layout.ranges.iter();
@@ -421,7 +436,11 @@ impl<'a> Writer<'a> {
                 .zip(ranges)
                 .map(|((name, ..), (a, b))| (name, b - a))
                 .collect();
-            self.parts.push(Part { staged, tensors });
+            self.parts.push(Part {
+                staged,
+                tensors,
+                hash,
+            });
         }
         Ok(())
     }
@@ -440,8 +459,9 @@ impl<'a> Writer<'a> {
         // The reserved name and sizes beyond reason are refused now, not after hours of writing.
         layout_of(
             &[TensorSpec { name, dtype, shape }],
-            &[],
+            &Save::default(),
             &WriteOptions::default(),
+            None,
         )?;
         let max = self.save.max_shard_size.unwrap_or(u64::MAX);
         let own = bytes > max;
@@ -472,10 +492,15 @@ impl<'a> Writer<'a> {
         };
         let begin = spool.end;
         let too_large = || Error::from(format::Error::new(Reason::WriteSize).tensor(name));
-        spool.end = begin
+        let end = begin
             .checked_add(bytes)
             .filter(|&end| end < i64::MAX as u64 - ROOM)
             .ok_or_else(too_large)?;
+        if bytes >= LARGE {
+            // Direct writes into room that is there need not wait for one another.
+            spool.file.reserve(ROOM + end)?;
+        }
+        spool.end = end;
         spool.tensors.push((name.to_owned(), dtype, shape.to_vec()));
         spool.ranges.push((begin, spool.end));
         self.total = self.total.saturating_add(bytes);
@@ -496,6 +521,49 @@ impl<'a> Writer<'a> {
         }
         Ok(())
     }
+}
+
+impl Declared {
+    /// The header, with the checksums once all data has come.
+    fn header(&self, save: &Save<'_>) -> Result<Vec<u8>> {
+        let Some(sums) = &self.sums else {
+            return Ok(self.layout.header.clone());
+        };
+        let specs: Vec<TensorSpec<'_>> = self
+            .tensors
+            .iter()
+            .map(|(name, dtype, shape)| TensorSpec {
+                name,
+                dtype: *dtype,
+                shape,
+            })
+            .collect();
+        let sums = finished(sums, data_len(&self.layout))?;
+        Ok(layout_of(&specs, save, &save.write, Some(&sums))?.header)
+    }
+}
+
+/// Writes some bytes of a tensor; many of them as `save` writes a whole file.
+fn write_piece(
+    file: &AtomicFile,
+    sums: Option<&Sums>,
+    offset: u64,
+    bytes: &[u8],
+    save: &Save<'_>,
+) -> Result<()> {
+    if (bytes.len() as u64) < LARGE {
+        if let Some(sums) = sums {
+            sums.feed(offset, [bytes]);
+        }
+        return Ok(file.write_all_at(offset, bytes)?);
+    }
+    let options = engine::Options {
+        threads: save.threads,
+        cancel: save.cancel,
+        ..engine::Options::default()
+    };
+    engine::put(file, &[Put::bytes(offset, bytes)], sums, &options)?;
+    Ok(())
 }
 
 fn item<'a>(name: &'a str, dtype: Dtype, shape: &'a [u64]) -> Item<'a> {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
+use tonnage::format::TensorSpec;
 use tonnage::{Checkpoint, Dtype, TensorData};
 
 /// A tensor with its own memory.
@@ -24,6 +25,14 @@ impl Tensor {
             dtype,
             shape: shape.to_vec(),
             data: noise(len, seed),
+        }
+    }
+
+    pub fn spec(&self) -> TensorSpec<'_> {
+        TensorSpec {
+            name: &self.name,
+            dtype: self.dtype,
+            shape: &self.shape,
         }
     }
 }
