@@ -92,7 +92,7 @@ impl DeviceLoad {
             pool: self.pool.clone().unwrap_or_else(own),
             progress: self.progress.clone(),
             total,
-            observe: None,
+            check: None,
         };
         let pipeline = Pipeline::start(map.devices.clone(), options).map_err(Failed::into_error)?;
         for &(device, stream) in &self.after {

@@ -98,11 +98,16 @@ pub(super) fn read(
         let dst = part_of(slot, block.skew, block.len)?;
         read_buffered(shared, block, dst, pace)?;
     }
-    if let Some(observer) = &shared.options.observe {
-        let seen = part_of(slot, block.skew, block.len)?;
-        observer.seen(&block.source, block.offset(), seen)?;
-    }
-    Ok(())
+    let seen = part_of(slot, block.skew, block.len)?;
+    look(shared, block, seen)
+}
+
+/// Shows what was read to whoever checks it.
+pub(super) fn look(shared: &Shared, block: &Block, bytes: &[u8]) -> Result<(), Error> {
+    let Some(check) = &shared.options.check else {
+        return Ok(());
+    };
+    check.check(&*block.source, block.offset(), &mut std::iter::once(bytes))
 }
 
 /// Reads a block through the page cache, and leaves that as it was found.

@@ -39,6 +39,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod back;
 mod block;
 mod failure;
 mod fill;
@@ -56,9 +57,10 @@ use std::time::{Duration, Instant};
 use tonnage_device::{Cause, Device, DeviceId, Stream};
 use tonnage_storage::StorageKind;
 
+pub use back::{Downloads, FromDevice};
 pub use failure::Failed;
 pub use options::{DeviceReport, PipelineOptions, SharedProgress};
-pub use piece::{Cast, Landed, Observe, Piece};
+pub use piece::{Cast, Landed, Piece};
 
 use crate::control::Error;
 use crate::strategy::Strategy;

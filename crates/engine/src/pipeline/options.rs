@@ -5,8 +5,7 @@ use std::sync::Arc;
 
 use tonnage_device::Pool;
 
-use super::Observe;
-use crate::control::{Cancel, Progress};
+use crate::control::{Cancel, Check, Progress};
 use crate::strategy::Strategy;
 
 /// Called after each block, from the threads that work.
@@ -31,8 +30,8 @@ pub struct PipelineOptions {
     pub progress: Option<SharedProgress>,
     /// Bytes that will be submitted in all, for progress; what has been submitted so far, if `None`.
     pub total: Option<u64>,
-    /// Sees each block that is read.
-    pub observe: Option<Arc<dyn Observe>>,
+    /// Looks at each block that is read, before it goes to the device.
+    pub check: Option<Arc<dyn Check + Send + Sync>>,
 }
 
 impl Default for PipelineOptions {
@@ -46,7 +45,7 @@ impl Default for PipelineOptions {
             pool: Arc::clone(Pool::global()),
             progress: None,
             total: None,
-            observe: None,
+            check: None,
         }
     }
 }
@@ -62,7 +61,7 @@ impl fmt::Debug for PipelineOptions {
             .field("pool", &self.pool)
             .field("progress", &self.progress.is_some())
             .field("total", &self.total)
-            .field("observe", &self.observe)
+            .field("check", &self.check.is_some())
             .finish()
     }
 }

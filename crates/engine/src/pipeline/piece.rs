@@ -6,8 +6,6 @@ use std::sync::Arc;
 use tonnage_device::Memory;
 use tonnage_storage::Source;
 
-use crate::control::Error;
-
 /// Bytes of a source that belong at a place of a device's memory: all of a range, or the same part of
 /// each of many rows.
 ///
@@ -120,16 +118,6 @@ pub trait Cast: Debug + Send + Sync {
         src: &[u8],
         dst: &mut [u8],
     ) -> Result<(), Box<dyn std::error::Error + Send + Sync>>;
-}
-
-/// Sees every block as it was read, e.g. to check it. Called by the threads that read, before the block
-/// goes to the device; blocks come in any order.
-pub trait Observe: Debug + Send + Sync {
-    /// These bytes were read from that place of that source.
-    ///
-    /// # Errors
-    /// What is wrong with them; it ends the pipeline.
-    fn seen(&self, source: &Arc<dyn Source>, offset: u64, bytes: &[u8]) -> Result<(), Error>;
 }
 
 /// Tags whose every byte is in the device's memory: any stream may use it without further waiting.

@@ -157,10 +157,8 @@ impl Reader {
         let range = part.at..part.at + part.len as u64;
         let mut result = Ok(());
         let reached = part.memory.with_host(range, &mut |bytes| {
-            result = fill::read_buffered(shared, block, bytes, pace);
-            if let (Ok(()), Some(observer)) = (&result, &shared.options.observe) {
-                result = observer.seen(&block.source, block.offset(), bytes);
-            }
+            result = fill::read_buffered(shared, block, bytes, pace)
+                .and_then(|()| fill::look(shared, block, bytes));
         });
         if reached {
             result
