@@ -21,12 +21,12 @@ else
   for program in "$BUNDLE"/tests/*; do
     echo "== contract: ${program##*/}"
     # One thread: the tests look at how much of the device's memory is free.
-    TONNAGE_TEST_GPU=1 "$program" --test-threads=1
+    TONNAGE_TEST_GPU=1 TONNAGE_EXPECT_GPU=1 "$program" --test-threads=1
   done
 fi
 
 echo "== Python"
 "$PYTHON" -m pip install --quiet --no-index --no-deps --no-cache-dir --target "$SITE/python" "$BUNDLE"/tonnage-*.whl
 # The package that was installed, not the checkout's; a missing GPU is a failure here, no skip.
-PYTHONPATH="$SITE/python" TONNAGE_TEST_GPU=1 PYTHONDONTWRITEBYTECODE=1 \
+PYTHONPATH="$SITE/python" TONNAGE_TEST_GPU=1 TONNAGE_EXPECT_GPU=1 PYTHONDONTWRITEBYTECODE=1 \
   "$PYTHON" -m pytest -q -p no:cacheprovider "$@" tests/python/gpu

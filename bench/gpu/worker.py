@@ -36,7 +36,9 @@ def tonnage_load(folder: str, device: str, **options: Any) -> tuple[Tensors, obj
     import tonnage
 
     checkpoint = tonnage.open(folder)
-    return checkpoint.load(device=device, framework="torch", **options), str(checkpoint.report)
+    tensors = checkpoint.load(device=device, framework="torch", **options)
+    report = checkpoint.report
+    return tensors, f"{report}; {report.reason}; staging {report.peak_staging >> 20} MiB"
 
 
 def reference_load(folder: str, device: str) -> tuple[Tensors, object]:
@@ -158,26 +160,34 @@ def parts_of(path: str) -> dict[str, tuple[slice, ...] | None]:
 
 
 def sliced(side: str, folder: str, device: str) -> tuple[Tensors, object]:
-    if side == "tonnage":
-        from tonnage import safe_open
-    else:
-        from safetensors import safe_open
     tensors: Tensors = {}
     paths = files.shards(Path(folder))
+    if side == "tonnage":
+        import tonnage
+
+        plan: dict[str, Any] = {}
+        for path in paths:
+            plan.update(parts_of(path))
+        checkpoint = tonnage.open(folder)
+        with checkpoint.prefetch(plan, device=device, framework="torch") as loader:
+            tensors.update(loader)
+        return tensors, None
+    from safetensors import safe_open
+
     opened = [safe_open(path, framework="pt", device=device) for path in paths]
-    if side in ("reference", "get_slice"):
+    if side == "get_slice":
         for path, file in zip(paths, opened, strict=True):
             for name, mine in parts_of(path).items():
                 whole = file.get_tensor if mine is None else file.get_slice
                 tensors[name] = whole(name) if mine is None else whole(name)[mine]
         return tensors, None
+    # The pre-release knows rows only: what has columns taken comes whole, and is cut on the device.
     loaders, cuts = [], {}
     for path, file in zip(paths, opened, strict=True):
-        plan = parts_of(path)
-        if side == "prefetch":  # it knows rows only: columns are cut on the device
-            cuts.update({n: m for n, m in plan.items() if m is not None and len(m) > 1})
-            plan = {n: m[0] if m is not None and len(m) == 1 else None for n, m in plan.items()}
-        loaders.append(file.prefetch(plan, device=device))
+        parts = parts_of(path)
+        cuts.update({n: m for n, m in parts.items() if m is not None and len(m) > 1})
+        rows = {n: m[0] if m is not None and len(m) == 1 else None for n, m in parts.items()}
+        loaders.append(file.prefetch(rows, device=device))
     for loader in loaders:
         with loader:
             for name, tensor in loader:
