@@ -14,6 +14,7 @@
 //! It leaves out where bytes come from and what they mean: no files, no headers, no tensors.
 
 mod direct;
+pub mod dlpack;
 pub mod driver;
 mod error;
 pub mod find;

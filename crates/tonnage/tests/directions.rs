@@ -89,6 +89,8 @@ const UNSAFE: &[&str] = &[
     "crates/storage/src/pages.rs",
     "crates/storage/src/residency.rs",
     "crates/storage/src/uring.rs",
+    "crates/device/src/dlpack.rs",
+    "crates/device/src/dlpack/exchange.rs",
     "crates/device/src/driver/call.rs",
     "crates/device/src/driver/device.rs",
     "crates/device/src/driver/table.rs",
