@@ -333,7 +333,9 @@ exports! {
             return Err(INVALID_CONTEXT);
         }
         of.retained -= 1;
-        let (last, left) = (of.retained == 0, of.arena.blocks.len());
+        // A context that was lost has nothing left that could be freed.
+        let last = of.retained == 0 && of.broken.is_none();
+        let left = of.arena.blocks.len();
         if last && left > 0 {
             world.violation(&format!(
                 "the context of device {index} is released, and {left} allocations of it live"

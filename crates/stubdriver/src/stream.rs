@@ -204,10 +204,13 @@ impl World {
 
     /// The stream's work goes on until it is done.
     pub fn close_stream(&mut self, device: usize, handle: usize) -> Result<(), Code> {
-        let id = self.stream_of(device, handle)?;
-        if handle <= 1 {
-            return Err(INVALID_HANDLE);
-        }
+        let id = match self.stream_of(device, handle) {
+            Ok(id) if handle > 1 => id,
+            _ => {
+                self.violation(&format!("{handle} is no stream, and is destroyed"));
+                return Err(INVALID_HANDLE);
+            }
+        };
         if let Some(stream) = self.streams.get_mut(&id) {
             (stream.alive, stream.closed) = (false, true);
         }
@@ -271,7 +274,11 @@ impl World {
     }
 
     pub fn close_event(&mut self, id: u64) -> Result<(), Code> {
-        self.events.remove(&id).map(drop).ok_or(INVALID_HANDLE)
+        if self.events.remove(&id).is_none() {
+            self.violation(&format!("{id} is no event, and is destroyed"));
+            return Err(INVALID_HANDLE);
+        }
+        Ok(())
     }
 
     pub fn record(&mut self, device: usize, event: u64, handle: usize) -> Result<(), Code> {
