@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tonnage_engine::checksum::{BadChunk, CHUNK, Checker, Sums, verify_chunks};
 use tonnage_engine::{self as engine, Check, Options};
@@ -104,23 +104,31 @@ impl Checkpoint {
             check: Some(&verifying),
             ..*options
         };
-        let done = work(&options).map_err(|e| verifying.named(e))?;
-        verifying.rest(&options).map_err(|e| verifying.named(e))?;
+        let done = work(&options).map_err(|e| verifying.named(self, e))?;
+        verifying
+            .rest(&options)
+            .map_err(|e| verifying.named(self, e))?;
         Ok(done)
     }
 }
 
 /// Verifies what is read: for each file its checker.
-struct Verifying<'a> {
-    checkpoint: &'a Checkpoint,
+pub(crate) struct Verifying {
     /// By the address of the source, as sources are told apart.
-    files: HashMap<usize, (usize, Checker)>,
+    files: HashMap<usize, Verified>,
     /// The first chunk that was wrong.
     bad: Mutex<Option<(usize, BadChunk)>>,
 }
 
-impl<'a> Verifying<'a> {
-    fn new(checkpoint: &'a Checkpoint, files: impl IntoIterator<Item = usize>) -> Result<Self> {
+struct Verified {
+    /// Position of the file in its checkpoint.
+    file: usize,
+    source: Arc<dyn Source>,
+    checker: Checker,
+}
+
+impl Verifying {
+    pub fn new(checkpoint: &Checkpoint, files: impl IntoIterator<Item = usize>) -> Result<Self> {
         let mut by_source = HashMap::new();
         for file in files {
             let (Some(source), Some(known)) =
@@ -129,27 +137,30 @@ impl<'a> Verifying<'a> {
                 continue;
             };
             if let Entry::Vacant(place) = by_source.entry(address(&**source)) {
-                place.insert((file, known.checker()?));
+                place.insert(Verified {
+                    file,
+                    source: Arc::clone(source),
+                    checker: known.checker()?,
+                });
             }
         }
         Ok(Verifying {
-            checkpoint,
             files: by_source,
             bad: Mutex::new(None),
         })
     }
 
     /// Reads and compares what no tensor that was read covers: the rest of the chunks at the seams.
-    fn rest(&self, options: &Options<'_>) -> Result<()> {
+    pub fn rest(&self, options: &Options<'_>) -> Result<()> {
         let quiet = Options {
             progress: None,
             ..*options
         };
         let size = |range: &Range<u64>| range.end.saturating_sub(range.start);
-        for (file, checker) in self.files.values() {
-            let Some(source) = self.checkpoint.source(*file) else {
-                continue;
-            };
+        for Verified {
+            source, checker, ..
+        } in self.files.values()
+        {
             let read = |buffer: &mut Vec<u8>, range: Range<u64>| {
                 // A part of one chunk, so it fits.
                 buffer.resize(size(&range) as usize, 0);
@@ -164,25 +175,25 @@ impl<'a> Verifying<'a> {
     }
 
     /// The error, with the tensors where it is about a chunk.
-    fn named(&self, error: Error) -> Error {
+    pub fn named(&self, checkpoint: &Checkpoint, error: Error) -> Error {
         let bad = self.bad.lock().unwrap_or_else(PoisonError::into_inner);
         match *bad {
             Some((file, bad)) if error.code() == Reason::ChecksumMismatch.code() => {
-                self.checkpoint.corrupt(file, &bad)
+                checkpoint.corrupt(file, &bad)
             }
             _ => error,
         }
     }
 }
 
-impl Check for Verifying<'_> {
+impl Check for Verifying {
     fn check(
         &self,
         source: &dyn Source,
         offset: u64,
         parts: &mut dyn Iterator<Item = &[u8]>,
     ) -> Result<(), engine::Error> {
-        let Some((file, checker)) = self.files.get(&address(source)) else {
+        let Some(Verified { file, checker, .. }) = self.files.get(&address(source)) else {
             return Ok(());
         };
         checker.feed(offset, parts).map_err(|bad| {

@@ -7,13 +7,15 @@ use std::time::Instant;
 
 use tonnage_device::{Cause, Device, DeviceId, Error as DeviceError, Memory, Pool, Stream};
 use tonnage_engine::{
-    Cancel, DeviceReport, Failed, Pipeline, PipelineOptions, SharedProgress, Strategy,
+    self as engine, Cancel, DeviceReport, Failed, Pipeline, PipelineOptions, SharedProgress,
+    Strategy,
 };
-use tonnage_format::Dtype;
 use tonnage_format::slice::Range;
+use tonnage_format::{Dtype, Reason};
 
 use crate::arena::{Arena, Rules, place, too_large};
 use crate::checkpoint::Checkpoint;
+use crate::checksums::Verifying;
 use crate::device_plan::{Planned, plan};
 use crate::error::{Error, Result};
 use crate::load::Report;
@@ -44,6 +46,8 @@ pub struct DeviceLoad {
     pub threads: Option<usize>,
     /// As [`PipelineOptions::strategy`].
     pub strategy: Strategy,
+    /// Compares what is read with the checksums of its file: every chunk of which a byte is read.
+    pub verify: bool,
     /// Told how far it is.
     pub progress: Option<SharedProgress>,
     /// Ends it.
@@ -65,6 +69,7 @@ impl fmt::Debug for DeviceLoad {
             .field("staging", &self.staging)
             .field("threads", &self.threads)
             .field("strategy", &self.strategy)
+            .field("verify", &self.verify)
             .field("progress", &self.progress.is_some())
             .field("cancel", &self.cancel)
             .finish()
@@ -72,7 +77,12 @@ impl fmt::Debug for DeviceLoad {
 }
 
 impl DeviceLoad {
-    pub(crate) fn start(&self, map: &DeviceMap, total: Option<u64>) -> Result<Pipeline> {
+    pub(crate) fn start(
+        &self,
+        map: &DeviceMap,
+        total: Option<u64>,
+        verifying: Option<&Arc<Verifying>>,
+    ) -> Result<Pipeline> {
         let staging = self.staging.unwrap_or(Pool::CAPACITY);
         if staging < PipelineOptions::MIN_STAGING {
             let least = PipelineOptions::MIN_STAGING;
@@ -92,13 +102,22 @@ impl DeviceLoad {
             pool: self.pool.clone().unwrap_or_else(own),
             progress: self.progress.clone(),
             total,
-            check: None,
+            check: verifying.map(|verifying| Arc::clone(verifying) as _),
         };
         let pipeline = Pipeline::start(map.devices.clone(), options).map_err(Failed::into_error)?;
         for &(device, stream) in &self.after {
             pipeline.after(device, stream);
         }
         Ok(pipeline)
+    }
+
+    /// How the rest of a checksum's chunk is read.
+    pub(crate) fn rest_options(&self) -> engine::Options<'_> {
+        engine::Options {
+            threads: self.threads,
+            cancel: Some(&self.cancel),
+            ..Default::default()
+        }
     }
 
     pub(crate) fn allocate(
@@ -234,12 +253,63 @@ impl Checkpoint {
     pub fn load_to(&self, map: impl Into<DeviceMap>, load: &DeviceLoad) -> Result<DeviceLoaded> {
         let (map, begin) = (map.into(), Instant::now());
         let (planned, missing) = plan(self, &map, load)?;
-        let mut regions = Regions::new(&map, load, &planned)?;
+        let verifying = self.verifying(&planned, load)?;
+        let run = self.bring(&map, load, &planned, verifying.as_ref());
+        let (tensors, run) = run.map_err(|error| self.verified_error(verifying.as_ref(), error))?;
+        let report = DeviceReport {
+            seconds: begin.elapsed().as_secs_f64(),
+            ..run
+        };
+        self.set_report(Report {
+            seconds: report.seconds,
+            bytes_read: report.bytes_read,
+            threads: report.threads,
+            strategy: report.strategy,
+            peak_staging: report.peak_staging,
+            loaded: tensors.len(),
+            missing: missing.clone(),
+            ..Report::default()
+        });
+        Ok(DeviceLoaded {
+            tensors,
+            missing,
+            report,
+        })
+    }
+
+    /// The checkers of the files of these tensors, if they are wanted.
+    pub(crate) fn verifying(
+        &self,
+        planned: &[Planned],
+        load: &DeviceLoad,
+    ) -> Result<Option<Arc<Verifying>>> {
+        let verifying = load
+            .verify
+            .then(|| Verifying::new(self, planned.iter().map(|tensor| tensor.file)));
+        Ok(verifying.transpose()?.map(Arc::new))
+    }
+
+    /// The error, with the tensors of a chunk that is wrong.
+    pub(crate) fn verified_error(&self, verifying: Option<&Arc<Verifying>>, error: Error) -> Error {
+        match verifying {
+            Some(verifying) => verifying.named(self, error),
+            None => error,
+        }
+    }
+
+    fn bring(
+        &self,
+        map: &DeviceMap,
+        load: &DeviceLoad,
+        planned: &[Planned],
+        verifying: Option<&Arc<Verifying>>,
+    ) -> Result<(Vec<DeviceTensor>, DeviceReport)> {
+        let mut regions = Regions::new(map, load, planned)?;
         let total = planned
             .iter()
             .fold(0, |sum: u64, tensor| sum.saturating_add(tensor.wanted()));
-        let pipeline = load.start(&map, Some(total))?;
-        let named = |failed: Failed| about(failed, &planned);
+        let pipeline = load.start(map, Some(total), verifying)?;
+        let named = |failed: Failed| about(failed, planned);
         let mut tensors = Vec::with_capacity(planned.len());
         let (mut pieces, mut bytes) = (Vec::new(), 0_u64);
         for (position, tensor) in planned.iter().enumerate() {
@@ -258,25 +328,11 @@ impl Checkpoint {
             }
         }
         pipeline.submit(pieces).map_err(named)?;
-        let run = pipeline.finish().map_err(named)?;
-        let report = DeviceReport {
-            seconds: begin.elapsed().as_secs_f64(),
-            ..run
-        };
-        self.set_report(Report {
-            seconds: report.seconds,
-            bytes_read: report.bytes_read,
-            threads: report.threads,
-            strategy: report.strategy,
-            loaded: tensors.len(),
-            missing: missing.clone(),
-            ..Report::default()
-        });
-        Ok(DeviceLoaded {
-            tensors,
-            missing,
-            report,
-        })
+        let report = pipeline.finish().map_err(named)?;
+        if let Some(verifying) = verifying {
+            verifying.rest(&load.rest_options())?;
+        }
+        Ok((tensors, report))
     }
 }
 
@@ -288,6 +344,10 @@ pub(crate) fn about(failed: Failed, planned: &[Planned]) -> Error {
         .map(|tensor| tensor.name.clone());
     let (label, range) = (failed.label().map(str::to_owned), failed.range());
     let mut error = Error::from(failed.into_error());
+    if error.code() == Reason::ChecksumMismatch.code() {
+        // A chunk has its own place.
+        return error;
+    }
     if let Some(label) = label {
         error = error.in_file(label);
     }

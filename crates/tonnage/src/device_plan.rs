@@ -25,6 +25,8 @@ pub(crate) struct Planned {
     pub device: usize,
     /// Bytes it takes there.
     pub len: u64,
+    /// Position of its file.
+    pub file: usize,
     source: Arc<dyn Source>,
     offset: u64,
     byte_len: u64,
@@ -92,6 +94,7 @@ impl Planned {
             } else {
                 cast_len(from, byte_len, to).map_err(in_file)?
             },
+            file: tensor.file(),
             source: Arc::clone(source),
             offset: tensor.offset(),
             byte_len,

@@ -46,7 +46,7 @@ pub use device_load::{Allocate, DeviceLoad, DeviceLoaded, DeviceMap, DeviceTenso
 pub use error::{Error, ErrorKind, Result};
 pub use load::{ALIGN, Load, Loaded, LoadedTensor, OnProgressOf, Report};
 pub use open::{Layout, OpenOptions};
-pub use save::{Content, Item, Save, Saved, TensorData, save, save_items, to_bytes};
+pub use save::{Content, DeviceData, Item, Save, Saved, TensorData, save, save_items, to_bytes};
 pub use shards::{parse_size, split};
 pub use spool::{ROOM, SMALL};
 pub use stream::{DeviceStream, Order, Stream};

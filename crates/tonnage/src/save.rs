@@ -4,9 +4,13 @@
 //! Tensors are written straight out of the caller's memory.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use tonnage_device::{Device, DeviceId, Memory, Pool, Stream};
 use tonnage_engine::checksum::Sums;
-use tonnage_engine::{self as engine, Cancel, OnProgress, Options, Progress, Put};
+use tonnage_engine::{
+    self as engine, Cancel, Downloads, FromDevice, OnProgress, Options, Progress, Put,
+};
 use tonnage_format::forever::CHECKSUMS_KEY;
 use tonnage_format::{
     self as format, Checksums, Dtype, Reason, TensorSpec, WriteOptions, shard_file_name,
@@ -97,6 +101,55 @@ pub enum Content<'a> {
     Bytes(&'a [u8]),
     /// A checkpoint; read block by block while it is written.
     Stored(TensorRef<'a>),
+    /// A device's memory; brought back block by block while it is written.
+    Device(DeviceData<'a>),
+}
+
+/// A tensor's bytes in a device's memory.
+#[derive(Clone, Copy, Debug)]
+pub struct DeviceData<'a> {
+    /// The device.
+    pub device: &'a Arc<dyn Device>,
+    /// The memory.
+    pub memory: &'a Memory,
+    /// The tensor's first byte there.
+    pub offset: u64,
+    /// The stream that writes it, if it may still do so.
+    pub after: Option<Stream>,
+}
+
+/// Brings tensors back from their devices; one queue and ring for all tensors of a device and stream.
+#[derive(Debug, Default)]
+pub(crate) struct Backs(Vec<(DeviceId, Option<Stream>, Downloads)>);
+
+impl Backs {
+    /// Takes in the device of some data.
+    pub fn add(&mut self, data: &DeviceData<'_>, cancel: Option<&Cancel>) {
+        let id = data.device.info().id;
+        if self.get(data).is_none() {
+            let cancel = cancel.cloned().unwrap_or_default();
+            let after = data.after.into_iter().collect();
+            let pool = Arc::clone(Pool::global());
+            let downloads = Downloads::new(Arc::clone(data.device), pool, after, cancel);
+            self.0.push((id, data.after, downloads));
+        }
+    }
+
+    /// What brings an item back, if it is on a device.
+    fn fill<'a>(&'a self, item: &Item<'a>) -> Option<FromDevice<'a>> {
+        match item.content {
+            Content::Device(data) => Some(self.get(&data)?.from(data.memory, data.offset)),
+            Content::Bytes(_) | Content::Stored(_) => None,
+        }
+    }
+
+    pub fn get(&self, data: &DeviceData<'_>) -> Option<&Downloads> {
+        let of = (data.device.info().id, data.after);
+        self.0
+            .iter()
+            .find(|(id, after, _)| (*id, *after) == of)
+            .map(|(.., downloads)| downloads)
+    }
 }
 
 /// What a save made.
@@ -292,6 +345,8 @@ fn check(item: &Item<'_>) -> Result<()> {
     let needed = byte_len(item)?;
     let found = match item.content {
         Content::Bytes(data) => data.len() as u64,
+        // The memory may hold more behind it.
+        Content::Device(data) => data.memory.len().saturating_sub(data.offset).min(needed),
         Content::Stored(tensor) => match tensor.dtype()? {
             from if from == item.dtype => tensor.byte_len(),
             from if castable(from, item.dtype) => cast_len(from, tensor.byte_len(), item.dtype)?,
@@ -415,8 +470,17 @@ impl Run<'_> {
             file.write_all_at(0, &layout.header)?;
         }
         let casts = items.iter().map(CastFill::of).collect::<Result<Vec<_>>>()?;
+        let mut backs = Backs::default();
+        for item in items {
+            if let Content::Device(data) = &item.content {
+                backs.add(data, self.save.cancel);
+            }
+        }
+        let downloads: Vec<_> = items.iter().map(|item| backs.fill(item)).collect();
         let mut puts = Vec::with_capacity(items.len());
-        for ((item, cast), &(begin, end)) in items.iter().zip(&casts).zip(&layout.ranges) {
+        let fills = casts.iter().zip(&downloads);
+        for ((item, (cast, download)), &(begin, end)) in items.iter().zip(fills).zip(&layout.ranges)
+        {
             // `layout` has checked that all of the file fits 64 bits.
             let (offset, len) = (start + begin, end - begin);
             puts.push(match (item.content, cast) {
@@ -425,6 +489,10 @@ impl Run<'_> {
                 (Content::Stored(tensor), None) => {
                     Put::source(offset, tensor.source()?, tensor.offset(), len)
                 }
+                (Content::Device(_), _) => match download {
+                    Some(download) => Put::fill(offset, len, download),
+                    None => Put::bytes(offset, &[]),
+                },
             });
         }
         self.step(|options| engine::put(file, &puts, sums.as_ref(), options))?;

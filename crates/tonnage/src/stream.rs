@@ -1,12 +1,15 @@
 //! Tensors on a device one after the other, while the next ones are on their way.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::fmt;
+use std::sync::Arc;
 
 use tonnage_device::Memory;
 use tonnage_engine::{DeviceReport, Landed, Pipeline};
 
 use crate::arena::{Rules, place, too_large};
 use crate::checkpoint::Checkpoint;
+use crate::checksums::Verifying;
 use crate::device_load::{DeviceLoad, DeviceMap, DeviceTensor, about, no_room};
 use crate::device_plan::{Planned, plan};
 use crate::error::{Error, Result};
@@ -44,7 +47,6 @@ const PORTION: u64 = 16 << 20;
 const PORTION_TENSORS: usize = 4096;
 
 /// Tensors as they come. What has been handed out is the caller's; what has not is freed with the stream.
-#[derive(Debug)]
 pub struct DeviceStream {
     map: DeviceMap,
     load: DeviceLoad,
@@ -64,6 +66,7 @@ pub struct DeviceStream {
     outstanding: u64,
     /// `None` after a failure, and after the end.
     pipeline: Option<Pipeline>,
+    verifying: Option<Arc<Verifying>>,
     missing: Vec<String>,
     report: DeviceReport,
 }
@@ -73,16 +76,20 @@ impl Checkpoint {
     /// layer can run while the rest is read. Reading begins with the first call of the iterator's `next`.
     ///
     /// # Errors
-    /// As [`Checkpoint::load_to`]; later ones come from the iterator.
+    /// As [`Checkpoint::load_to`]; later ones come from the iterator. With [`DeviceLoad::verify`], a chunk at the
+    /// seam of two tensors is compared when both have been read, so its error may come after the first of
+    /// them, at the end at the latest.
     pub fn stream_to(&self, map: impl Into<DeviceMap>, stream: &Stream) -> Result<DeviceStream> {
         let map = map.into();
         let (planned, missing) = plan(self, &map, &stream.load)?;
         let order = order(&planned, &stream.order)?;
+        let verifying = self.verifying(&planned, &stream.load)?;
         let total = planned
             .iter()
             .fold(0, |sum: u64, tensor| sum.saturating_add(tensor.wanted()));
         Ok(DeviceStream {
-            pipeline: Some(stream.load.start(&map, Some(total))?),
+            pipeline: Some(stream.load.start(&map, Some(total), verifying.as_ref())?),
+            verifying,
             map,
             load: stream.load.clone(),
             planned,
@@ -143,6 +150,16 @@ fn order(planned: &[Planned], order: &Order) -> Result<Vec<usize>> {
     }
     (0..planned.len()).for_each(|at| take(at, &mut positions));
     Ok(positions)
+}
+
+impl fmt::Debug for DeviceStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DeviceStream")
+            .field("map", &self.map)
+            .field("tensors", &self.planned.len())
+            .field("handed_out", &self.handed_out)
+            .finish()
+    }
 }
 
 impl DeviceStream {
@@ -307,6 +324,9 @@ impl DeviceStream {
             self.report = pipeline
                 .finish()
                 .map_err(|failed| about(failed, &self.planned))?;
+            if let Some(verifying) = &self.verifying {
+                verifying.rest(&self.load.rest_options())?;
+            }
         }
         Ok(())
     }

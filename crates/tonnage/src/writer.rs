@@ -17,7 +17,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use tonnage_engine::checksum::Sums;
-use tonnage_engine::{self as engine, Put};
+use tonnage_engine::{self as engine, Origin, Put};
 use tonnage_format::{self as format, Dtype, Reason, TensorSpec, WriteOptions};
 use tonnage_storage::{AtomicFile, Sink, Staged};
 
@@ -25,7 +25,8 @@ use crate::checksums::finished;
 use crate::error::{Error, Result};
 use crate::publish::{Part, publish, sweep};
 use crate::save::{
-    Content, Item, Save, Saved, Target, TensorData, byte_len, commit_one, data_len, layout_of,
+    Backs, Content, DeviceData, Item, Save, Saved, Target, TensorData, byte_len, commit_one,
+    data_len, layout_of,
 };
 use crate::shards::split;
 use crate::spool::{ROOM, Spool, fresh_file, stage};
@@ -174,6 +175,41 @@ impl<'a> Writer<'a> {
         self.end()
     }
 
+    /// Writes one tensor from a device's memory, block by block.
+    ///
+    /// # Errors
+    /// As [`Writer::add`]; what the device's driver said.
+    pub fn add_device(
+        &mut self,
+        name: &str,
+        dtype: Dtype,
+        shape: &[u64],
+        data: &DeviceData<'_>,
+    ) -> Result<()> {
+        let needed = byte_len(&item(name, dtype, shape))?;
+        let found = data.memory.len().saturating_sub(data.offset);
+        if found < needed {
+            let wrong = format::Error::new(Reason::WriteSize).tensor(name);
+            return Err(wrong
+                .found(format_args!("{found} bytes"))
+                .needed(needed)
+                .into());
+        }
+        let mut backs = Backs::default();
+        backs.add(data, self.save.cancel);
+        self.begin(name, dtype, shape)?;
+        if let Some(downloads) = backs.get(data) {
+            let mut done = 0;
+            while done < needed {
+                let len = (needed - done).min(RUN as u64);
+                let from = downloads.from(data.memory, data.offset + done);
+                self.write_from(len, Origin::Fill(&from))?;
+                done += len;
+            }
+        }
+        self.end()
+    }
+
     /// Starts a tensor; its bytes follow by [`Writer::write`].
     ///
     /// # Errors
@@ -216,17 +252,18 @@ impl<'a> Writer<'a> {
     /// # Errors
     /// What the system said; `WRITE_SIZE` for more bytes than the tensor has; `WRITER` if none was begun.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.write_from(bytes.len() as u64, Origin::Bytes(bytes))
+    }
+
+    fn write_from(&mut self, len: u64, from: Origin<'_>) -> Result<()> {
         self.ready()?;
         let Some(open) = &mut self.open else {
             return Err(misuse("no tensor was begun"));
         };
-        if bytes.len() as u64 > open.left {
+        if len > open.left {
             let wrong = format::Error::new(Reason::WriteSize).tensor(&open.name);
             return Err(wrong
-                .found(format_args!(
-                    "{} bytes too many",
-                    bytes.len() as u64 - open.left
-                ))
+                .found(format_args!("{} bytes too many", len - open.left))
                 .into());
         }
         let place = match (open.shard, open.own) {
@@ -247,11 +284,10 @@ impl<'a> Writer<'a> {
             self.failed = true;
             return Err(engine::Error::Cancelled.into());
         }
-        if let Err(error) = write_piece(file, sums.as_ref(), open.offset, bytes, &self.save) {
+        if let Err(error) = write_piece(file, sums.as_ref(), open.offset, len, from, &self.save) {
             self.failed = true;
             return Err(error);
         }
-        let len = bytes.len() as u64;
         (open.offset, open.left, open.unsynced) =
             (open.offset + len, open.left - len, open.unsynced + len);
         if open.unsynced >= WRITEBACK {
@@ -548,10 +584,13 @@ fn write_piece(
     file: &AtomicFile,
     sums: Option<&Sums>,
     offset: u64,
-    bytes: &[u8],
+    len: u64,
+    from: Origin<'_>,
     save: &Save<'_>,
 ) -> Result<()> {
-    if (bytes.len() as u64) < LARGE {
+    if let Origin::Bytes(bytes) = from
+        && len < LARGE
+    {
         if let Some(sums) = sums {
             sums.feed(offset, [bytes]);
         }
@@ -562,7 +601,7 @@ fn write_piece(
         cancel: save.cancel,
         ..engine::Options::default()
     };
-    engine::put(file, &[Put::bytes(offset, bytes)], sums, &options)?;
+    engine::put(file, &[Put { offset, len, from }], sums, &options)?;
     Ok(())
 }
 

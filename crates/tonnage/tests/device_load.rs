@@ -12,7 +12,8 @@ use tempfile::TempDir;
 use tonnage::device::{Device, HostDevice, Pool};
 use tonnage::engine::{Progress, Strategy};
 use tonnage::{
-    Checkpoint, DeviceLoad, DeviceMap, Dtype, ErrorKind, Order, Save, Slice, Stream, save,
+    Checkpoint, Content, DeviceData, DeviceLoad, DeviceMap, Dtype, ErrorKind, Item, Order, Save,
+    Slice, Stream, Writer, save, save_items,
 };
 
 /// Many tensors around all the sizes that matter: pages, what is gathered, slots, regions.
@@ -339,4 +340,119 @@ fn memory_may_come_from_the_caller() {
     );
     assert_eq!(noise(3, 1), noise(3, 1));
     assert!(matches!(devices()[0].kind, Kind::Host));
+}
+
+#[test]
+fn device_tensors_are_saved_as_they_are() {
+    let tensors = large_model();
+    let (_folder, checkpoint) = saved(&tensors, None);
+    let target = tempfile::tempdir().unwrap();
+    for tried in devices() {
+        let loaded = checkpoint
+            .load_to(&tried.device, &DeviceLoad::default())
+            .unwrap();
+        let data: Vec<DeviceData<'_>> = loaded
+            .tensors()
+            .iter()
+            .map(|tensor| DeviceData {
+                device: &tried.device,
+                memory: &tensor.memory,
+                offset: tensor.offset,
+                after: None,
+            })
+            .collect();
+        let items: Vec<Item<'_>> = loaded
+            .tensors()
+            .iter()
+            .zip(&data)
+            .map(|(tensor, data)| Item {
+                name: &tensor.name,
+                dtype: tensor.dtype,
+                shape: &tensor.shape,
+                content: Content::Device(*data),
+            })
+            .collect();
+        let options = Save {
+            checksums: true,
+            ..Default::default()
+        };
+        let path = target.path().join("saved.safetensors");
+        save_items(&items, &path, &options).unwrap();
+        let again = Checkpoint::open(&path).unwrap();
+        assert!(common::content(&again) == common::content_of(&tensors));
+
+        let path = target.path().join("written.safetensors");
+        let mut writer = Writer::create(&path, &options).unwrap();
+        for (tensor, data) in loaded.tensors().iter().zip(&data) {
+            writer
+                .add_device(&tensor.name, tensor.dtype, &tensor.shape, data)
+                .unwrap();
+        }
+        writer.finish().unwrap();
+        let again = Checkpoint::open(&path).unwrap();
+        assert!(common::content(&again) == common::content_of(&tensors));
+
+        let short = DeviceData {
+            offset: data[0].memory.len(),
+            ..data[0]
+        };
+        let item = Item {
+            name: "x",
+            dtype: Dtype::U8,
+            shape: &[1],
+            content: Content::Device(short),
+        };
+        let error = save_items(&[item], &path, &options).unwrap_err();
+        assert_eq!(error.code(), "WRITE_SIZE");
+    }
+}
+
+#[test]
+fn a_wrong_bit_is_told_with_its_tensor() {
+    let tensors = large_model();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.safetensors");
+    let options = Save {
+        checksums: true,
+        ..Default::default()
+    };
+    save(&refs(&tensors), &path, &options).unwrap();
+    let load = DeviceLoad {
+        verify: true,
+        ..small_ring(1 << 20)
+    };
+    let one = DeviceLoad {
+        select: vec!["t1.257".to_owned()],
+        ..load.clone()
+    };
+    for tried in devices() {
+        let checkpoint = Checkpoint::open(&path).unwrap();
+        checkpoint.load_to(&tried.device, &load).unwrap();
+        checkpoint.load_to(&tried.device, &one).unwrap();
+        let offset = checkpoint.tensor("t1.257").unwrap().offset() + 100;
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[offset as usize] ^= 4;
+        std::fs::write(&path, &bytes).unwrap();
+        let checkpoint = Checkpoint::open(&path).unwrap();
+        for load in [&load, &one] {
+            let error = checkpoint.load_to(&tried.device, load).unwrap_err();
+            assert_eq!(error.code(), "CHECKSUM_MISMATCH", "{error}");
+            assert!(
+                error.to_string().contains("t1.257") || error.to_string().contains("more tensors"),
+                "{error}"
+            );
+            let stream = Stream {
+                load: load.clone(),
+                ..Default::default()
+            };
+            let stream = checkpoint.stream_to(&tried.device, &stream).unwrap();
+            let error = stream.filter_map(Result::err).next().unwrap();
+            assert_eq!(error.code(), "CHECKSUM_MISMATCH", "{error}");
+        }
+        bytes[offset as usize] ^= 4;
+        std::fs::write(&path, &bytes).unwrap();
+    }
+    let (_plain, checkpoint) = saved(&tensors, None);
+    let error = checkpoint.load_to(&devices()[0].device, &load).unwrap_err();
+    assert_eq!(error.code(), "NO_CHECKSUMS");
 }
