@@ -121,10 +121,12 @@ pub fn unpin(mut world: Guard, device: usize, start: usize, ours: bool) -> Resul
     }
     let over;
     (world, over) = settle(world, &unfinished);
-    if let Some(pinned) = world.pinned.remove(&start) {
-        world.unpinned.insert(start, pinned.block.len);
-        if ours && over {
-            raw::unmap(start, pinned.map_len());
+    let pinned = world.pinned.remove(&start);
+    if let Some(pinned) = pinned.filter(|_| ours) {
+        world.unpinned.insert(start, pinned.map_len());
+        if over {
+            // Nobody gets these addresses again: a late use, or a second free, is told from a new block's.
+            raw::seal(start, pinned.map_len());
         }
     }
     world

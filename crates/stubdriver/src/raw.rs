@@ -129,6 +129,14 @@ pub fn map(file: Option<i32>, len: usize, accessible: bool) -> Result<usize, Cod
     Ok(start.expose_provenance())
 }
 
+/// Gives the pages of an anonymous map back, and leaves its addresses to nobody.
+pub fn seal(start: usize, len: usize) {
+    let start = std::ptr::with_exposed_provenance_mut::<c_void>(start);
+    let kind = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
+    // SAFETY: a map of ours (invariant 3), which nothing uses any more.
+    let _ = unsafe { libc::mmap(start, len, libc::PROT_NONE, kind, -1, 0) };
+}
+
 pub fn unmap(start: usize, len: usize) {
     let start = std::ptr::with_exposed_provenance_mut::<c_void>(start);
     // SAFETY: invariant 3.

@@ -62,7 +62,7 @@ pub struct World {
     pub streams: BTreeMap<u64, Stream>,
     pub events: BTreeMap<u64, Event>,
     pub pinned: BTreeMap<usize, Pinned>,
-    /// Page-locked blocks that were freed: their start and length.
+    /// Page-locked blocks that were freed: their start and the length of their map.
     pub unpinned: BTreeMap<usize, usize>,
     /// What the host knows to be over.
     pub host: Clock,
@@ -164,6 +164,9 @@ impl World {
                 raw::unmap(start, pinned.map_len());
             }
         }
+        for (start, len) in std::mem::take(&mut self.unpinned) {
+            raw::unmap(start, len);
+        }
         self.journal.flush();
         let (epoch, next_id) = (self.epoch, self.next_id);
         *self = World {
@@ -260,8 +263,6 @@ impl World {
         );
         let uses = crate::access::Uses::default();
         let block = Block { len, uses };
-        self.unpinned
-            .retain(|at, old| *at + *old <= start || *at >= start + len);
         let pinned = Pinned {
             block,
             ours,
