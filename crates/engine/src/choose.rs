@@ -24,6 +24,8 @@ pub(crate) enum Way<'a> {
     Buffered {
         /// Whether its pages are dropped from the page cache afterwards.
         forget: bool,
+        /// Whether the page cache has them now.
+        cached: bool,
     },
     /// Out of a map.
     Mapped(&'a [u8]),
@@ -100,7 +102,10 @@ pub(crate) fn choose<'a>(
     strategy: Strategy,
     scarce: bool,
 ) -> Chosen<'a> {
-    let buffered = |forget| Way::Buffered { forget };
+    let buffered = |forget| Way::Buffered {
+        forget,
+        cached: false,
+    };
     match strategy {
         Strategy::Direct => match source.direct() {
             Some(direct) => chosen(Way::Direct(direct), DISK, "asked for"),
@@ -124,7 +129,10 @@ pub(crate) fn choose<'a>(
 }
 
 fn auto(source: &dyn Source, span: Span, scarce: bool) -> Chosen<'_> {
-    let buffered = |forget| Way::Buffered { forget };
+    let buffered = |forget| Way::Buffered {
+        forget,
+        cached: false,
+    };
     match source.kind() {
         StorageKind::Memory => {
             return Chosen {
@@ -153,7 +161,11 @@ fn auto(source: &dyn Source, span: Span, scarce: bool) -> Chosen<'_> {
             "the system does not tell what the page cache has",
         ),
         (Some(part), _) if part >= NEARLY_ALL => {
-            chosen(buffered(scarce), 1, "the page cache has it")
+            let way = Way::Buffered {
+                forget: scarce,
+                cached: true,
+            };
+            chosen(way, 1, "the page cache has it")
         }
         (Some(part), Some(direct)) if part <= NONE => {
             chosen(Way::Direct(direct), DISK, "the page cache does not have it")
@@ -177,7 +189,10 @@ impl Way<'_> {
         match self {
             Way::Each(direct, scarce) => match source.residency(offset, len as u64) {
                 Residency::Pages { cached, total } if cached >= total.div_ceil(2) => {
-                    Way::Buffered { forget: scarce }
+                    Way::Buffered {
+                        forget: scarce,
+                        cached: true,
+                    }
                 }
                 _ => Way::Direct(direct),
             },

@@ -83,13 +83,22 @@ pub fn read(mut jobs: Vec<Read<'_>>, options: &Options<'_>) -> Result<Report, Er
     let mut blocks = Vec::new();
     let mut forgotten = Vec::new();
     for ((group, choice), span) in groups.into_iter().zip(&choices).zip(&spans) {
-        if let Way::Buffered { forget: true } = choice.way {
-            forgotten.push((group[0].source, *span));
-        }
+        let (source, first) = (group[0].source, blocks.len());
         cut(group, choice.way, options, &mut blocks);
+        match choice.way {
+            Way::Buffered { forget: true, .. } => forgotten.push((source, *span)),
+            Way::Each(..) => {
+                // Decided now: what the system reads ahead of a cached block would make the next look cached.
+                for block in blocks.iter_mut().skip(first) {
+                    block.way = block.way.at(source, block.offset, block.len);
+                }
+                forgotten.extend(blocks.iter().skip(first).filter_map(Block::not_cached));
+            }
+            _ => {}
+        }
     }
     let report = run(blocks, &choices, options);
-    // What the system read ahead of the blocks as well.
+    // What the system read ahead of cached blocks as well.
     for (source, span) in forgotten {
         source.forget(span.begin, span.end.saturating_sub(span.begin));
     }
@@ -159,7 +168,6 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn block(&mut self, mut block: Block<'_>) -> Result<(), Error> {
-        block.way = block.way.at(block.source, block.offset, block.len);
         while let Some(mut piece) = block.split(self.pace.len(block.way)) {
             if self
                 .options
@@ -186,7 +194,7 @@ impl Reader<'_> {
                 direct::read(direct, piece, &mut self.ring)
             }
             Way::Mapped(bytes) => copy_out(piece, bytes),
-            Way::Buffered { forget } => {
+            Way::Buffered { forget, .. } => {
                 let result = plain(piece);
                 if forget {
                     // Whole pages, and those at the ends are not needed again but by a neighbour.
@@ -257,24 +265,30 @@ struct Pace(usize);
 impl Pace {
     /// Longest piece; a block is never longer.
     const MOST: usize = Options::BLOCK;
+    /// The first piece.
+    const FIRST: usize = 1 << 20;
     /// Shortest piece: below this, calls would cost more than bytes.
-    const LEAST: usize = 128 << 10;
+    const LEAST: usize = 256 << 10;
     /// What a copy out of the page cache takes at once: it stays in the processor's cache together with the
     /// pages it is copied to, which were cleared just before.
     const CACHED: usize = 2 << 20;
 
     fn len(&self, way: Way<'_>) -> usize {
         match way {
-            Way::Buffered { forget: false } => self.0.min(Self::CACHED),
+            Way::Buffered { cached: true, .. } => self.0.min(Self::CACHED),
             _ => self.0,
         }
     }
 
     fn took(&mut self, len: usize, time: Duration) {
-        // A read that lasts can't be stopped; other threads, the queue, and the caller need time as well.
-        if time > Duration::from_millis(30) {
-            self.0 = (len / 2).max(Self::LEAST);
-        } else if time < Duration::from_millis(8) && len >= self.0 {
+        // A read that lasts can't be stopped: what is aimed at stays well below the tenth of a second within which a
+        // run ends. Less than that is usual on a busy machine, and no reason for small reads.
+        if time > Duration::from_millis(60) {
+            let fits = len as f64 * 0.03 / time.as_secs_f64();
+            self.0 = (fits as usize)
+                .next_multiple_of(PAGE as usize)
+                .max(Self::LEAST);
+        } else if time < Duration::from_millis(25) && len >= self.0 {
             self.0 = (self.0 * 2).min(Self::MOST);
         }
     }
@@ -282,11 +296,23 @@ impl Pace {
 
 impl Default for Pace {
     fn default() -> Self {
-        Pace(Self::MOST)
+        // Nobody knows yet how slow the source is; a fast one has three reads more.
+        Pace(Self::FIRST)
     }
 }
 
 impl<'a> Block<'a> {
+    /// The block's bytes, if they are read past the page cache because it does not have them.
+    fn not_cached(&self) -> Option<(&'a dyn Source, Span)> {
+        let end = self.offset.saturating_add(self.len as u64);
+        let span = Span {
+            begin: self.offset,
+            end,
+            bytes: self.len as u64,
+        };
+        matches!(self.way, Way::Direct(_)).then_some((self.source, span))
+    }
+
     /// Takes the first `len` bytes or less off; none from an empty block.
     fn split(&mut self, len: usize) -> Option<Block<'a>> {
         if self.len == 0 {
@@ -303,7 +329,7 @@ impl<'a> Block<'a> {
             return Some(piece);
         }
         let mut rest = std::mem::take(&mut self.parts).into_iter();
-        while let Some(part) = rest.next() {
+        for part in rest.by_ref() {
             let room = len - piece.len;
             let (taken, left) = part.split_at_mut(room.min(part.len()));
             piece.len += taken.len();

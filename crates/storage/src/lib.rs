@@ -50,6 +50,7 @@ mod residency;
 mod sink;
 mod source;
 pub mod temp;
+pub mod uring;
 
 pub use ahead::ReadAhead;
 pub use atomic::{AtomicFile, AtomicOptions, Durability, Staged, lock_folder, sync_dir};
