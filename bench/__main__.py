@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from . import host, peers
 from .measure import ROOT, SIDES, Row
 from .suites import SUITES
 
@@ -63,14 +64,33 @@ def table(rows: list[Row]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("suites", nargs="*", choices=[*SUITES, []], help="all, if none is named")
+    parser.add_argument(
+        "suites", nargs="*", choices=[*SUITES, "host", []], help="all but host, if none is named"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each side")
     parser.add_argument("--folder", help="where the files go (default: the temporary folder)")
+    parser.add_argument(
+        "--install", action="store_true", help="host: install the other loaders, then end"
+    )
+    parser.add_argument("--size", type=float, default=4, help="host: GiB of the file")
+    parser.add_argument("--seconds", type=float, default=300, help="host: no round begins after")
     arguments = parser.parse_args()
+    if arguments.install:
+        peers.install()
+        return
     RESULTS.mkdir(exist_ok=True)
     for name in arguments.suites or SUITES:
-        record = {"command": f"python -m bench {name}", "machine": machine(), "with": versions()}
+        record: dict[str, Any] = {
+            "command": f"python -m bench {name}",
+            "machine": machine(),
+            "with": versions(),
+        }
         with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+            if name == "host":
+                size, limit = int(arguments.size * 2**30), arguments.seconds
+                record.update(host.run(Path(folder), arguments.rounds, size, limit))
+                (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+                continue
             rows = SUITES[name](Path(folder), arguments.rounds)
         record["rows"] = [vars(row) for row in rows]
         (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
