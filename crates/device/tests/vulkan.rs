@@ -334,6 +334,24 @@ fn fill(device: &dyn Device, block: u64) -> (Vec<Memory>, Error) {
     }
 }
 
+/// From now on this process may have 512 MiB of addresses more than it has: the driver itself runs out.
+#[cfg(target_os = "linux")]
+fn leave_little() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let size = status.split("VmSize:").nth(1).unwrap();
+    let kib: u64 = size.split_whitespace().next().unwrap().parse().unwrap();
+    let limit = Rlimit {
+        current: Some(kib * 1024 + 512 * MIB),
+        maximum: getrlimit(Resource::As).maximum,
+    };
+    setrlimit(Resource::As, limit).unwrap();
+}
+
+#[cfg(not(target_os = "linux"))]
+fn leave_little() {}
+
 fn a_full_device_recovers() {
     for way in [0, 1] {
         let (device, pool) = (open(way), Pool::new(MIB));
@@ -344,6 +362,7 @@ fn a_full_device_recovers() {
         contract::upload(&*device, queue.as_mut(), &warm, &[1; 100]);
         let slot = contract::lend(&pool, &*device, 1);
         drop(slot);
+        leave_little();
         let (all, error) = fill(&*device, 64 * MIB);
         assert!(error.is_out_of_memory(), "{error}");
         let Cause::OutOfMemory {
@@ -355,7 +374,7 @@ fn a_full_device_recovers() {
         };
         assert_eq!(needed, 64 * MIB);
         let count = all.len();
-        assert!(count >= 4, "{count} blocks");
+        assert!((4..=8).contains(&count), "{count} blocks");
         // It goes on with what it has, and all of it comes back.
         contract::upload(&*device, queue.as_mut(), &all[count - 1], &[7; 100]);
         drop((all, warm));
@@ -368,7 +387,7 @@ fn a_full_device_recovers() {
 
 #[test]
 fn a_full_lavapipe_recovers() {
-    drivers::limited(
+    drivers::on(
         "lavapipe",
         "a_full_lavapipe_recovers",
         a_full_device_recovers,
@@ -377,7 +396,7 @@ fn a_full_lavapipe_recovers() {
 
 #[test]
 fn a_full_swiftshader_recovers() {
-    drivers::limited(
+    drivers::on(
         "swiftshader",
         "a_full_swiftshader_recovers",
         a_full_device_recovers,

@@ -155,7 +155,9 @@ impl Buffer {
         let memory = unsafe { context.device.allocate_memory(allocate, None) };
         self.memory = memory.map_err(|result| self.failed(doing, len, result))?;
         self.bytes = allocate.allocation_size;
-        context.allocated.fetch_add(self.bytes, Ordering::Relaxed);
+        if let Some(allocated) = context.allocated(self.memory_type) {
+            allocated.fetch_add(self.bytes, Ordering::Relaxed);
+        }
         // SAFETY: invariants 1 and 3.
         let bound = unsafe { context.device.bind_buffer_memory(self.raw, self.memory, 0) };
         bound.map_err(|result| self.failed(doing, len, result))
@@ -194,6 +196,8 @@ impl Drop for Buffer {
         unsafe { context.device.destroy_buffer(self.raw, None) };
         // SAFETY: invariant 1; freeing also ends the map.
         unsafe { context.device.free_memory(self.memory, None) };
-        context.allocated.fetch_sub(self.bytes, Ordering::Relaxed);
+        if let Some(allocated) = context.allocated(self.memory_type) {
+            allocated.fetch_sub(self.bytes, Ordering::Relaxed);
+        }
     }
 }

@@ -202,8 +202,8 @@ pub(super) struct Context {
     /// A queue is used by one thread at a time.
     lanes: Vec<Mutex<vk::Queue>>,
     next_lane: AtomicUsize,
-    /// Bytes that are allocated through this.
-    pub allocated: AtomicU64,
+    /// By heap: bytes that are allocated through this.
+    allocated: [AtomicU64; vk::MAX_MEMORY_HEAPS],
     instance: Instance,
 }
 
@@ -269,7 +269,7 @@ impl Context {
             import,
             lanes,
             next_lane: AtomicUsize::new(0),
-            allocated: AtomicU64::new(0),
+            allocated: Default::default(),
             instance,
         })
     }
@@ -326,13 +326,20 @@ impl Context {
         info.map_err(|lack| missing(self.id.index, format!("{}: {lack}", self.facts.name)))
     }
 
+    /// The count of what is allocated of the heap of this type.
+    pub fn allocated(&self, memory_type: u32) -> Option<&AtomicU64> {
+        self.allocated.get(self.facts.heap(memory_type)?.0)
+    }
+
     /// Bytes that are free in the heap of this type: what the driver says, or what is left of its size.
     pub fn free(&self, memory_type: u32) -> u64 {
         let Some((heap, size)) = self.facts.heap(memory_type) else {
             return 0;
         };
         if !self.facts.budget {
-            return size.saturating_sub(self.allocated.load(Ordering::Relaxed));
+            let allocated = self.allocated(memory_type);
+            let used = allocated.map_or(0, |bytes| bytes.load(Ordering::Relaxed));
+            return size.saturating_sub(used);
         }
         let mut budget = vk::PhysicalDeviceMemoryBudgetPropertiesEXT::default();
         let mut all = vk::PhysicalDeviceMemoryProperties2::default().push_next(&mut budget);

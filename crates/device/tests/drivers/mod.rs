@@ -67,22 +67,6 @@ pub fn on(driver: &str, test: &str, body: fn()) {
     }
 }
 
-/// As [`on`], in a process that may have 1 GiB of addresses and no more: where the driver itself runs out.
-pub fn limited(driver: &str, test: &str, body: fn()) {
-    if env::var_os(INSIDE).is_some() {
-        return body();
-    }
-    run_again(test, driver, |command| {
-        let mut limited = Command::new("sh");
-        limited.args(["-c", "ulimit -v 1048576 && exec \"$@\"", "sh"]);
-        limited.arg(command.get_program()).args(command.get_args());
-        for (name, value) in command.get_envs() {
-            limited.env(name, value.expect("only variables that are set"));
-        }
-        *command = limited;
-    });
-}
-
 /// As [`on`], with the validation layer looking on, hazards between copies included. Gives its complaints, to
 /// the first run only.
 pub fn validated(driver: &str, test: &str, body: fn()) -> Option<Vec<String>> {
