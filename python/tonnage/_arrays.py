@@ -55,7 +55,7 @@ class Arrays:
         if tensor is not None:
             return tensor
         slot = self.empty(row, shape)
-        filled = _unpack(memory, row.bits) if slot.spread else memory
+        filled = _unpack(bytes(memory), row.bits) if slot.spread else memory
         memoryview(slot.target).cast("B")[:] = filled
         return self.finish(slot, row, shape)
 

@@ -15,7 +15,12 @@ import sys
 import threading
 from collections.abc import Sequence
 from types import ModuleType, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from ._native import safe_open
+
+if TYPE_CHECKING:
+    from ._prefetch import PrefetchLoader
 
 # The release of the reference whose interface this is; libraries compare it.
 VERSION = "0.8.0"
@@ -46,7 +51,28 @@ def _copy(target: ModuleType, spec: importlib.machinery.ModuleSpec) -> ModuleTyp
         for name, value in target.__dict__.items()
         if name not in ("__name__", "__spec__", "__loader__", "__package__", "__path__")
     )
+    if "safe_open" in module.__dict__:
+        module.__dict__["safe_open"] = SafeOpen
     return module
+
+
+class SafeOpen(safe_open):
+    """`safe_open` whose `prefetch` has the reference's limits: for PyTorch and CUDA only.
+
+    Libraries find out by its refusal where they have to load in another way.
+    """
+
+    __slots__ = ()
+
+    def prefetch(
+        self, plan: Any = None, *, device: str | int | None = None, threads: int = 8
+    ) -> PrefetchLoader:
+        """As the reference's 0.9 has it."""
+        return self._prefetch_as_reference(plan, device=device, threads=threads)
+
+
+SafeOpen.__name__ = SafeOpen.__qualname__ = "safe_open"
+SafeOpen.__module__ = "builtins"
 
 
 class _Finder(importlib.abc.MetaPathFinder):

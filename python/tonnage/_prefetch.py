@@ -343,9 +343,10 @@ def start(
     names = [item.name for _, item, _ in made]
     targets, goes = _device.targets_of(device, framework, names)
     for one in targets:
-        if one.way not in ("engine", "host"):
-            raise _errors.make("Device", f"prefetch does not load to {one.device}", code="DEVICE")
         _check_dtypes(one, [item.wanted for _, item, _ in made])
+        if one.way not in ("engine", "host"):
+            text = f"prefetch does not load to {one.device}: {one.framework} has no such device"
+            raise _errors.make("Device", f"{text} here", code="DEVICE")
     chosen = [
         (_device.part_of(tag, item, None if found is None else found.shape), found, goes[at])
         for at, (tag, item, found) in enumerate(made)

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from tonnage import _arrays, _checkpoint, _errors, _progress
-from tonnage._native import TensorSpec, _parse_size, _save, _Writer
+from tonnage._native import DeviceTensor, TensorSpec, _parse_size, _save, _Writer
 
 Fetch = Callable[[str], tuple[TensorSpec, object]]
 Entries = tuple[dict[str, TensorSpec], Fetch]
@@ -63,11 +63,10 @@ def save(
 
     Args:
         tensors: by name: of PyTorch, NumPy (with `ml_dtypes`), JAX, TensorFlow, MLX or Paddle,
-            mixed as you like, or the `TensorRef`s of an open checkpoint. They may be on any device
-            and need not be
-            contiguous: those whose bytes are not at hand are fetched one at a time, so the host
-                never holds a
-            second model.
+            `DeviceTensor`s, mixed as you like, or the `TensorRef`s of an open checkpoint. They may
+            be on any device and need not be contiguous. Large ones on a GPU are written from there
+            block by block; others whose bytes are not at hand are fetched one at a time, so the
+            host never holds a second model.
         path: where to: a name that ends in `.safetensors` is the file (with shards beside it where
             one file is not enough), anything else a folder that gets `model.safetensors` or its
             shards; it is made if it is not there.
@@ -205,6 +204,8 @@ _BY_TYPE: dict[type, str] = {}
 def _find_adapter(tensor: Any) -> str | None:
     if isinstance(tensor, _checkpoint.TensorRef):
         return "checkpoint"
+    if isinstance(tensor, DeviceTensor):
+        return "device"
     package = _package(tensor)
     if package in _ADAPTERS:
         return _ADAPTERS[package]
@@ -244,9 +245,21 @@ def _of_checkpoint(_: str, tensors: dict[str, Any]) -> Entries:
     return specs, fetch
 
 
+def _of_device(_: str, tensors: dict[str, Any]) -> Entries:
+    """`DeviceTensor`s, written from their device block by block."""
+    specs: dict[str, TensorSpec] = {}
+    for name, tensor in tensors.items():
+        row = _arrays.row_of(tensor.dtype, name)
+        dtype = row.ml_dtypes or row.numpy or row.name
+        nbytes = tensor.nbytes
+        specs[name] = TensorSpec(dtype=dtype, shape=tensor.shape, data_ptr=0, data_len=nbytes)
+    return specs, lambda name: (specs[name], tensors[name])
+
+
 _GROUPS: dict[str, Callable[[str, dict[str, Any]], Entries]] = {
     "torch": _of_torch,
     "checkpoint": _of_checkpoint,
+    "device": _of_device,
 }
 
 

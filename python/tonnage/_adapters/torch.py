@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from .._dropin import Entries, Specs
-from .._native import TensorSpec
+from .._native import TensorSpec, _Region
 from ._rows import ROWS, not_understood
 
 # Header name → torch dtype, for the dtypes that this torch has.
@@ -90,6 +90,23 @@ def spec(tensor: Any, address: int) -> TensorSpec:
     return TensorSpec(dtype=name, shape=tensor.shape, data_ptr=address, data_len=tensor.nbytes)
 
 
+#: Smaller tensors of a device come to the host whole.
+STREAMED = 1 << 20
+
+
+def on_device(tensor: Any) -> Any:
+    """A large tensor's memory on a GPU, from which it is written block by block; `None` where it
+    has to come to the host first.
+    """
+    plain_there = tensor.device.type == "cuda" and tensor.is_contiguous() and _LITTLE
+    if not plain_there or tensor.nbytes < STREAMED or tensor.is_conj() or tensor.is_neg():
+        return None
+    kind = "rocm" if torch.version.hip else "cuda"
+    stream = int(torch.cuda.current_stream(tensor.device).cuda_stream)
+    device = f"{kind}:{tensor.device.index}"
+    return _Region.adopt(device, tensor.data_ptr(), tensor.nbytes, tensor, stream)
+
+
 def entries(tensors: dict[str, Any]) -> Entries:
     """The tensors to be written; they were checked before."""
     specs: Specs = {
@@ -98,6 +115,9 @@ def entries(tensors: dict[str, Any]) -> Entries:
     }
 
     def fetch(name: str) -> tuple[TensorSpec, object]:
+        region = on_device(tensors[name])
+        if region is not None:
+            return spec(tensors[name], 0), region
         host = plain(tensors[name])
         return spec(tensors[name], host.data_ptr()), host
 

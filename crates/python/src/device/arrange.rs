@@ -2,9 +2,10 @@
 
 use pyo3::prelude::*;
 use tonnage::arena::{Place, Rules, place};
+use tonnage::device::{Cause, Error};
 
 use super::open;
-use crate::paved::failure::usage;
+use crate::paved::failure::raise;
 
 /// Bytes of each region; for each tensor its region, its first byte there, and unused bytes behind it.
 type Arranged = (Vec<u64>, Vec<(usize, u64, u64)>);
@@ -17,10 +18,9 @@ pub fn arrange(py: Python<'_>, lens: Vec<u64>, device: &str) -> PyResult<Arrange
     let info = device.info();
     let placed = place(lens.iter().copied(), Rules::of(info)).map_err(|position| {
         let len = lens.get(position).copied().unwrap_or(0);
-        let (id, most) = (info.id, info.max_region);
-        let text =
-            format!("{id} has no allocation of more than {most} bytes; a tensor takes {len}");
-        usage("DEVICE_MEMORY", &text)
+        let most = info.max_region;
+        let text = format!("{len} bytes are needed, and no allocation has more than {most}");
+        raise(&Error::new(info.id, "hold a tensor", Cause::Invalid(text)).into())
     })?;
     let row = |place: Place| (place.region, place.offset, place.slack);
     Ok((placed.regions, placed.places.into_iter().map(row).collect()))

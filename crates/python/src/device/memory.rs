@@ -35,6 +35,8 @@ pub fn stream(handle: u64) -> Stream {
 pub struct Region {
     pub device: Arc<dyn Device>,
     pub memory: Memory,
+    /// The stream in whose order a framework uses it.
+    pub after: Option<Stream>,
 }
 
 #[pymethods]
@@ -46,23 +48,33 @@ impl Region {
         let memory = py
             .detach(|| device.allocate(nbytes))
             .map_err(|error| raise(&error.into()))?;
-        Ok(Region { device, memory })
+        Ok(Region {
+            device,
+            memory,
+            after: None,
+        })
     }
 
-    /// Memory that a framework allocated, which `owner` keeps.
+    /// Memory that a framework allocated, which `owner` keeps, and uses in the order of a stream.
     #[staticmethod]
+    #[pyo3(signature = (device, address, nbytes, owner, stream = None))]
     fn adopt(
         py: Python<'_>,
         device: &str,
         address: u64,
         nbytes: u64,
         owner: Py<PyAny>,
+        stream: Option<u64>,
     ) -> PyResult<Self> {
         let device = open::device(py, device)?;
         // SAFETY: invariant 1; order is kept by `Transfer::after`, and only what has landed is handed out.
         let memory = unsafe { device.adopt(address, nbytes, Box::new(owner)) };
         let memory = memory.map_err(|error| raise(&error.into()))?;
-        Ok(Region { device, memory })
+        Ok(Region {
+            device,
+            memory,
+            after: stream.map(self::stream),
+        })
     }
 
     fn __len__(&self) -> PyResult<usize> {

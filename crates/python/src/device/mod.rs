@@ -17,6 +17,22 @@ pub mod tensor;
 mod transfer;
 
 use pyo3::prelude::*;
+use tonnage::DeviceData;
+
+/// The bytes on a device that an object stands for, if it does.
+pub fn data_of<'a>(object: &'a Bound<'_, PyAny>) -> Option<DeviceData<'a>> {
+    if let Ok(region) = object.cast::<memory::Region>() {
+        let region = region.get();
+        return Some(DeviceData {
+            device: &region.device,
+            memory: &region.memory,
+            offset: 0,
+            after: region.after,
+        });
+    }
+    let tensor = object.cast::<tensor::DeviceTensor>().ok()?.get();
+    Some(tensor.data())
+}
 
 /// Adds the classes and functions to the module.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {

@@ -5,15 +5,25 @@ use std::sync::Arc;
 use pyo3::exceptions::{PyAttributeError, PyBufferError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyTuple};
-use tonnage::Dtype;
-use tonnage::device::{Device, DeviceId, Kind, Memory, Pool, Transfer as Copy};
+use tonnage::device::{Device, DeviceId, Kind, Memory, Pool};
+use tonnage::engine::{self, Downloads};
+use tonnage::{DeviceData, Dtype};
 
 use super::dlpack::{Shown, export};
 use super::memory::Region;
 use crate::paved::failure::{raise, usage};
 
-/// Bytes of a slot that a tensor comes back through, at most.
-const SLOT: u64 = 8 << 20;
+/// Copies bytes of a device to the host, through the process's staging memory.
+pub fn fetch(data: &DeviceData<'_>, dst: &mut [u8]) -> Result<(), engine::Error> {
+    downloads(data).read(data.memory, data.offset, dst)
+}
+
+/// What brings bytes of a device back.
+pub fn downloads(data: &DeviceData<'_>) -> Downloads {
+    let (device, pool) = (Arc::clone(data.device), Arc::clone(Pool::global()));
+    let after = data.after.into_iter().collect();
+    Downloads::new(device, pool, after, engine::Cancel::new())
+}
 
 /// A tensor in a device's memory.
 ///
@@ -59,25 +69,14 @@ impl DeviceTensor {
         })
     }
 
-    /// Copies its bytes to the host, through a slot of the process's staging memory.
-    fn fetch(&self, mut dst: &mut [u8]) -> Result<(), tonnage::device::Error> {
-        let mut at = self.offset;
-        let mut queue = self.device.queue()?;
-        while !dst.is_empty() {
-            let len = dst.len().min(SLOT as usize);
-            let slots = Pool::global().lend(&*self.device, SLOT as usize, 1, 1, &|| false)?;
-            let (head, rest) = dst.split_at_mut(len);
-            for slot in slots {
-                let copy = Copy::plain(Arc::clone(&self.memory), at, 0, len);
-                let slot = queue.download(slot, vec![copy])?.wait()?;
-                if let Some(bytes) = slot.bytes().get(..len) {
-                    head.copy_from_slice(bytes);
-                }
-            }
-            at += len as u64;
-            dst = rest;
+    /// Its bytes, for whoever writes them.
+    pub fn data(&self) -> DeviceData<'_> {
+        DeviceData {
+            device: &self.device,
+            memory: &self.memory,
+            offset: self.offset,
+            after: None,
         }
-        Ok(())
     }
 }
 
@@ -224,7 +223,7 @@ impl DeviceTensor {
     fn tobytes<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
         let len = usize::try_from(self.nbytes)?;
         PyBytes::new_with(py, len, |bytes| {
-            py.detach(|| self.fetch(bytes))
+            py.detach(|| fetch(&self.data(), bytes))
                 .map_err(|error| raise(&error.into()))
         })
     }

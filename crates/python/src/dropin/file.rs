@@ -203,6 +203,21 @@ impl Opened {
         Ok(found.extract()?)
     }
 
+    /// Refuses to prefetch what the reference would not.
+    pub fn check_as_reference(&self, device: Option<&Device>) -> PyResult<()> {
+        if self.framework != Framework::Torch {
+            let text = "prefetch is only compatible with framework=\"pt\"";
+            return Err(error::usage("FRAMEWORK", text));
+        }
+        match device.unwrap_or(&self.device) {
+            Device::Named("cuda", _) | Device::Index(_) => Ok(()),
+            other => {
+                let text = format!("prefetch loads to cuda devices, not {other}");
+                Err(error::usage("DEVICE", &text))
+            }
+        }
+    }
+
     /// Starts to load tensors in the background.
     pub fn prefetch<'py>(
         &self,

@@ -189,6 +189,20 @@ impl SafeOpen {
         self.0.get()?.prefetch(py, plan, device, threads)
     }
 
+    /// The same with the reference's limits: for PyTorch and CUDA only.
+    #[pyo3(signature = (plan = None, *, device = None, threads = 8))]
+    fn _prefetch_as_reference<'py>(
+        &self,
+        py: Python<'py>,
+        plan: Option<Bound<'py, PyAny>>,
+        device: Option<Device>,
+        threads: usize,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let opened = self.0.get()?;
+        opened.check_as_reference(device.as_ref())?;
+        opened.prefetch(py, plan, device, threads)
+    }
+
     fn __enter__(slf: Py<Self>) -> Py<Self> {
         slf
     }

@@ -15,8 +15,12 @@ use tonnage::format::{
 };
 use tonnage::storage::{self, AtomicFile, AtomicOptions, Durability, Sink};
 
+use tonnage::DeviceData;
+
 use super::spec::TensorSpec;
 use crate::buffer::Foreign;
+use crate::device::data_of;
+use crate::device::tensor::downloads;
 use crate::error;
 
 const CONTEXT: &str = "Error while serializing";
@@ -104,6 +108,12 @@ impl<'a> Plan<'a> {
             py.detach(|| out.put(&pieces))?;
             pieces.clear();
             let (bytes, owner) = self.fetch(py, at)?;
+            if let Some(data) = data_of(&owner) {
+                let (begin, end) = self.layout.ranges[at];
+                py.detach(|| out.put_device(offset, end - begin, &data))?;
+                continue;
+            }
+            let bytes = bytes.ok_or_else(|| self.missing(at))?;
             let data = bytes.as_slice();
             py.detach(|| out.put(&[Write { offset, data }]))?;
             drop(owner);
@@ -111,18 +121,24 @@ impl<'a> Plan<'a> {
         py.detach(|| out.put(&pieces))
     }
 
-    /// The bytes of a tensor that has no address yet, and what keeps them alive.
-    fn fetch(&self, py: Python<'_>, at: usize) -> PyResult<(Foreign, Py<PyAny>)> {
-        let name = self.names[at];
-        let missing = || {
-            let error = format::Error::new(format::Reason::WriteSize).tensor(name);
-            error::format(CONTEXT, &error.found("no address").needed("data"), None)
-        };
-        let fetched = self.fetch.ok_or_else(missing)?.bind(py).call1((name,))?;
-        let (spec, owner): (Py<TensorSpec>, Py<PyAny>) = fetched.cast::<PyTuple>()?.extract()?;
+    /// The bytes of a tensor that has no address yet, and what keeps them alive or stands for them.
+    fn fetch<'py>(
+        &self,
+        py: Python<'py>,
+        at: usize,
+    ) -> PyResult<(Option<Foreign>, Bound<'py, PyAny>)> {
+        let fetch = self.fetch.ok_or_else(|| self.missing(at))?;
+        let fetched = fetch.bind(py).call1((self.names[at],))?;
+        let (spec, owner): (Py<TensorSpec>, Bound<'py, PyAny>) =
+            fetched.cast::<PyTuple>()?.extract()?;
         let spec = spec.bind(py).get();
         self.check_len(at, spec)?;
-        Ok((spec.data().ok_or_else(missing)?, owner))
+        Ok((spec.data(), owner))
+    }
+
+    fn missing(&self, at: usize) -> PyErr {
+        let error = format::Error::new(format::Reason::WriteSize).tensor(self.names[at]);
+        error::format(CONTEXT, &error.found("no address").needed("data"), None)
     }
 }
 
@@ -133,15 +149,32 @@ enum Out<'a> {
 }
 
 impl Out<'_> {
+    /// Writes bytes of a device, block by block.
+    fn put_device(&mut self, offset: u64, len: u64, data: &DeviceData<'_>) -> PyResult<()> {
+        let downloads = downloads(data);
+        match self {
+            Out::File(file) => {
+                let from = downloads.from(data.memory, data.offset);
+                let put = [engine::Put::fill(offset, len, &from)];
+                let written = engine::put(*file, &put, None, &engine::Options::default());
+                written.map(|_| ()).map_err(failed)
+            }
+            Out::Memory(bytes) => {
+                // The layout's ranges lie within the file that the memory was made for.
+                let (start, len) = (offset as usize, len as usize);
+                let dst = &mut bytes[start..start + len];
+                downloads
+                    .read(data.memory, data.offset, dst)
+                    .map_err(failed)
+            }
+        }
+    }
+
     fn put(&mut self, pieces: &[Write<'_>]) -> PyResult<()> {
         match self {
             Out::File(file) => {
                 let written = engine::write(*file, pieces, &engine::Options::default());
-                written.map(|_| ()).map_err(|e| match e {
-                    engine::Error::Storage { error, .. } => unwritable(&error),
-                    engine::Error::Device(failed) => error::usage("DEVICE", &failed.to_string()),
-                    other => error::usage("CANCELLED", &other.to_string()),
-                })
+                written.map(|_| ()).map_err(failed)
             }
             Out::Memory(bytes) => {
                 for piece in pieces {
@@ -152,6 +185,14 @@ impl Out<'_> {
                 Ok(())
             }
         }
+    }
+}
+
+fn failed(error: engine::Error) -> PyErr {
+    match error {
+        engine::Error::Storage { error, .. } => unwritable(&error),
+        engine::Error::Device(failed) => error::usage("DEVICE", &failed.to_string()),
+        other => error::usage("CANCELLED", &other.to_string()),
     }
 }
 

@@ -11,11 +11,12 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use tonnage::engine::Options;
 use tonnage::format::TensorSpec as Spec;
-use tonnage::{Durability, OnProgressOf, Save, Saved, TensorData, Writer};
+use tonnage::{DeviceData, Durability, OnProgressOf, Save, Saved, TensorData, Writer};
 
 use super::failure::{self, usage};
 use super::run::{Request, run};
 use crate::buffer::Foreign;
+use crate::device::data_of;
 use crate::dropin::spec::TensorSpec;
 
 /// Names and specs, in the order in which they fill the files.
@@ -50,7 +51,7 @@ fn settings(metadata: Option<Pairs>, max_shard_size: Option<u64>, fsync: bool) -
 }
 
 /// Saves tensors. `fetch(name)` gives `(spec, owner)` for those without an address; where `owner` is
-/// `bytes`, it is the data.
+/// `bytes`, or memory on a device, it is the data.
 #[pyfunction]
 #[pyo3(name = "_save")]
 #[allow(
@@ -167,6 +168,9 @@ fn write_fetched(
 ) -> PyResult<()> {
     let (spec, owner): (Py<TensorSpec>, Bound<'_, PyAny>) = fetch.call1((name,))?.extract()?;
     let spec = spec.get();
+    if let Some(data) = data_of(&owner) {
+        return write_device(py, writer, name, spec, &data);
+    }
     match owner.cast::<PyBytes>() {
         Ok(bytes) => {
             let bytes = bytes.as_bytes();
@@ -180,6 +184,19 @@ fn write_fetched(
         }
     }
     // `owner` kept the memory until here.
+}
+
+/// Writes a tensor from a device, block by block.
+fn write_device(
+    py: Python<'_>,
+    writer: &mut Writer<'_>,
+    name: &str,
+    spec: &TensorSpec,
+    data: &DeviceData<'_>,
+) -> PyResult<()> {
+    py.check_signals()?;
+    py.detach(|| writer.add_device(name, spec.dtype, &spec.shape, data))
+        .map_err(|e| failure::raise(&e))
 }
 
 fn write(
@@ -246,7 +263,8 @@ impl NativeWriter {
         })
     }
 
-    /// Writes one tensor; `data`, if it is `bytes`, in place of the memory that `spec` names.
+    /// Writes one tensor; `data`, if it is `bytes` or memory on a device, in place of the memory that `spec`
+    /// names.
     #[pyo3(signature = (name, spec, data = None))]
     fn add(
         &self,
@@ -257,6 +275,11 @@ impl NativeWriter {
     ) -> PyResult<()> {
         // Taken out while it is used: a second thread finds it closed instead of waiting with the GIL.
         let mut writer = self.take().ok_or_else(Self::closed)?;
+        if let Some(data) = data.as_ref().and_then(data_of) {
+            write_device(py, &mut writer, name, spec, &data)?;
+            *self.writer.lock().unwrap_or_else(PoisonError::into_inner) = Some(writer);
+            return Ok(());
+        }
         match data.as_ref().and_then(|data| data.cast::<PyBytes>().ok()) {
             Some(bytes) => write_slice(py, &mut writer, name, spec, bytes.as_bytes())?,
             None => {

@@ -1,0 +1,234 @@
+"""Loads to devices: on Vulkan's software driver, and on a CUDA driver without a card."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tonnage
+from device_data import on_stub, values
+
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("device") / "model"
+    tonnage.save(values(), folder, max_shard_size=3 * MIB)
+    return folder
+
+
+@pytest.fixture
+def vulkan() -> Iterator[str]:
+    kinds = {kind.kind: kind for kind in tonnage.devices()}
+    if not kinds["vulkan"].devices:
+        pytest.skip(str(kinds["vulkan"].missing))
+    return kinds["vulkan"].devices[0].device
+
+
+def test_every_kind_is_found_or_says_what_to_do() -> None:
+    kinds = tonnage.devices()
+    assert [kind.kind for kind in kinds] == ["cpu", "cuda", "rocm", "vulkan", "metal"]
+    assert kinds[0].devices[0].device == "cpu"
+    for kind in kinds:
+        assert bool(kind.devices) != bool(kind.missing)
+
+
+def test_vulkan_has_every_tensor(model: Path, vulkan: str) -> None:
+    checkpoint = tonnage.open(model)
+    found = checkpoint.load(device=vulkan, framework="tonnage", staging="4MiB")
+    wanted: dict[str, Any] = values()
+    assert list(found) == list(checkpoint)
+    for name, tensor in found.items():
+        assert (tensor.device, tensor.shape) == (vulkan, wanted[name].shape)
+        assert tensor.__dlpack_device__()[0] == 7
+        assert np.array_equal(tensor.numpy(), wanted[name]), name
+    report = checkpoint.report
+    assert report is not None
+    assert (report.loaded, report.bytes) == (len(wanted), checkpoint.nbytes)
+    assert report.peak_staging <= 4 * MIB
+
+
+def test_vulkan_streams_in_the_given_order_and_saves_back(
+    model: Path, vulkan: str, tmp_path: Path
+) -> None:
+    wanted: dict[str, Any] = values()
+    order = sorted(wanted, reverse=True)
+    checkpoint = tonnage.open(model)
+    stream = checkpoint.stream(order, device=vulkan, framework="tonnage", budget="2MiB")
+    kept = {}
+    for name, tensor in stream:
+        assert np.array_equal(tensor.numpy(), wanted[name])
+        kept[name] = tensor
+    assert list(kept) == order
+    tonnage.save(kept, tmp_path / "a.safetensors")
+    tonnage.save(wanted, tmp_path / "b.safetensors")
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    with tonnage.Writer(tmp_path / "c.safetensors") as writer:
+        for name, tensor in kept.items():
+            writer.add(name, tensor)
+    again = tonnage.open(tmp_path / "c.safetensors").load(framework="numpy")
+    assert all(np.array_equal(again[name], wanted[name]) for name in wanted)
+
+
+def test_a_map_of_devices(model: Path, vulkan: str) -> None:
+    wanted: dict[str, Any] = values()
+    where = {"small": vulkan, "large": vulkan, "*": "cpu"}
+    checkpoint = tonnage.open(model)
+    found = checkpoint.load(device=where, dtype="float32")
+    assert list(found) == list(checkpoint)
+    for name, tensor in found.items():
+        on_device = isinstance(tensor, tonnage.DeviceTensor)
+        assert on_device == (name.startswith("small.") or name == "large")
+        array = tensor.numpy() if on_device else np.asarray(tensor)
+        expected = wanted[name]
+        if expected.dtype.kind == "f":
+            expected = expected.astype("float32")
+        assert np.array_equal(array, expected), name
+    with pytest.raises(tonnage.UsageError, match="no device is given for tensor"):
+        checkpoint.load(device={"large": "cpu"})
+
+
+def test_the_drop_in_reaches_vulkan(model: Path, vulkan: str) -> None:
+    file = sorted(model.glob("*.safetensors"))[0]
+    with tonnage.safe_open(file, "pt", device=vulkan) as opened:
+        found = opened.get_tensors()
+        assert list(found) == opened.offset_keys()
+        name = next(iter(found))
+        assert opened.get_tensor(name).tobytes() == found[name].tobytes()
+
+
+def test_cuda_has_every_tensor_and_gives_all_memory_back(model: Path) -> None:
+    script = """
+        checkpoint = tonnage.open(sys.argv[1])
+        wanted = values()
+        for strategy in ("auto", "direct", "buffered"):
+            for staging in ("1MiB", "64MiB"):
+                found = checkpoint.load(device="cuda:0", strategy=strategy, staging=staging)
+                assert set(found) == set(wanted)
+                for name, tensor in found.items():
+                    equal(tensor, wanted[name])
+        interface = found["large"].__cuda_array_interface__
+        assert (interface["shape"], interface["typestr"]) == ((1500, 700), "<f4")
+        assert interface["data"] == (found["large"].data_ptr, False)
+        for name, tensor in checkpoint.stream(device="cuda", budget="1MiB"):
+            equal(tensor, wanted[name])
+        tonnage.save(found, sys.argv[2])
+        again = tonnage.open(sys.argv[2]).load()
+        assert all(np.array_equal(again[name], wanted[name]) for name in wanted)
+        info = [kind for kind in tonnage.devices() if kind.kind == "cuda"][0].devices[0]
+        print(info.name, info.free_memory < info.total_memory)
+        del found, tensor
+        print(info.free_memory == info.total_memory)
+    """
+    out = on_stub(script, model, model.parent / "back.safetensors")
+    assert out.split("\n")[:2] == ["Stub device 0 True", "True"]
+
+
+def test_parts_of_any_dimension_reach_cuda(model: Path) -> None:
+    script = """
+        wanted = values()
+        plan = {
+            "large": (slice(0, 1500, 7), [slice(0, 10), 33, slice(600, 700, 3)]),
+            "halves": (slice(None), slice(100, 300)),
+            "small.4": [0, slice(2, 4)],
+        }
+        with tonnage.open(sys.argv[1]).prefetch(plan, device="cuda:0", staging="1MiB") as loader:
+            found = dict(loader)
+        large = wanted["large"][::7]
+        parts = [large[:, 0:10], large[:, 33:34], large[:, 600:700:3]]
+        equal(found["large"], np.concatenate(parts, axis=1))
+        equal(found["halves"], wanted["halves"][:, 100:300])
+        equal(found["small.4"], wanted["small.4"][[0, 2, 3]])
+    """
+    on_stub(script, model)
+
+
+def test_a_full_device_says_what_was_needed(model: Path) -> None:
+    script = """
+        checkpoint = tonnage.open(sys.argv[1])
+        try:
+            checkpoint.load(device="cuda:0")
+        except tonnage.DeviceError as error:
+            assert error.code == "DEVICE_MEMORY"
+            print(error)
+        info = [kind for kind in tonnage.devices() if kind.kind == "cuda"][0].devices[0]
+        del checkpoint
+        assert info.free_memory == info.total_memory
+    """
+    out = on_stub(script, model, STUB_MEM_MIB="5")
+    assert "out of memory" in out
+    assert "bytes needed" in out
+    assert "free" in out
+
+
+@pytest.mark.parametrize("fault", ["STUB_FAIL_COPY", "STUB_FAIL_ISSUE"])
+def test_a_copy_that_fails_names_its_tensor(model: Path, fault: str) -> None:
+    script = """
+        checkpoint = tonnage.open(sys.argv[1])
+        try:
+            checkpoint.load(device="cuda:0", staging="1MiB")
+        except tonnage.DeviceError as error:
+            print(error.tensor, "|", error.file, "|", error)
+    """
+    # A card that failed keeps what it may still write to.
+    out = on_stub(script, model, STUB_EXIT_CHECK="off", **{fault: "3"})
+    tensor, file, text = out.strip().split(" | ")
+    assert tensor in values()
+    assert file.endswith(".safetensors")
+    assert f'"{tensor}"' in text
+    assert "bytes" in text
+
+
+def test_ctrl_c_ends_a_load_soon(model: Path) -> None:
+    script = """
+        import os, signal, threading, time
+        checkpoint = tonnage.open(sys.argv[1])
+        pressed = []
+
+        def press():
+            pressed.append(time.monotonic())
+            os.kill(os.getpid(), signal.SIGINT)
+
+        threading.Timer(0.3, press).start()
+        try:
+            checkpoint.load(device="cuda:0", staging="1MiB", threads=1)
+        except KeyboardInterrupt:
+            print(time.monotonic() - pressed[0])
+        del checkpoint
+    """
+    # At this speed the load takes many seconds.
+    took = float(on_stub(script, model, STUB_BPS=str(MIB)))
+    assert took < 1.0
+
+
+def test_names_that_are_no_device(model: Path) -> None:
+    checkpoint = tonnage.open(model)
+    with pytest.raises(tonnage.DeviceError):
+        checkpoint.load(device="vulkan:99", framework="tonnage")
+    with pytest.raises(TypeError, match="device takes a name"):
+        checkpoint.load(device=None)
+    with pytest.raises(tonnage.UsageError, match="strategy"):
+        checkpoint.prefetch(strategy="fastest")
+    with pytest.raises(tonnage.UsageError, match="framework 'caffe'"):
+        checkpoint.load(device="cuda:0", framework="caffe")
+
+
+def test_a_device_tensor_is_handed_over_where_it_is(model: Path, vulkan: str) -> None:
+    tensor = tonnage.open(model).load("ints", device=vulkan, framework="tonnage")["ints"]
+    assert repr(tensor) == f"DeviceTensor(I64, [1001], {vulkan})"
+    assert (len(tensor), tensor.ndim, tensor.size, tensor.nbytes) == (1001, 1, 1001, 8008)
+    assert np.array_equal(np.asarray(tensor), np.arange(1001))
+    with pytest.raises(BufferError, match="numpy"):
+        tensor.__dlpack__(dl_device=(1, 0))
+    with pytest.raises(BufferError):
+        tensor.__dlpack__(copy=True)
+    with pytest.raises(AttributeError, match="__cuda_array_interface__"):
+        _ = tensor.__cuda_array_interface__
+    assert not hasattr(tensor, "__cuda_array_interface__")
+    # Capsules that nobody takes let go of the memory.
+    assert "dltensor" in repr(tensor.__dlpack__())
+    assert "dltensor_versioned" in repr(tensor.__dlpack__(max_version=(1, 1)))
