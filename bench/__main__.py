@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from . import host, peers
+from . import durable, host, peers
 from .measure import ROOT, SIDES, Row
 from .suites import SUITES
 
@@ -64,16 +64,22 @@ def table(rows: list[Row]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    apart: dict[str, Any] = {"host": host.run, **durable.SUITES}
     parser.add_argument(
-        "suites", nargs="*", choices=[*SUITES, "host", []], help="all but host, if none is named"
+        "suites",
+        nargs="*",
+        choices=[*SUITES, *apart, []],
+        help=f"all but {', '.join(apart)}, if none is named",
     )
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each side")
     parser.add_argument("--folder", help="where the files go (default: the temporary folder)")
     parser.add_argument(
         "--install", action="store_true", help="host: install the other loaders, then end"
     )
-    parser.add_argument("--size", type=float, default=4, help="host: GiB of the file")
-    parser.add_argument("--seconds", type=float, default=300, help="host: no round begins after")
+    parser.add_argument("--size", type=float, default=4, help="of these: GiB of the file")
+    parser.add_argument(
+        "--seconds", type=float, default=300, help="of these: no round begins after"
+    )
     arguments = parser.parse_args()
     if arguments.install:
         peers.install()
@@ -86,9 +92,9 @@ def main() -> None:
             "with": versions(),
         }
         with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-            if name == "host":
+            if name in apart:
                 size, limit = int(arguments.size * 2**30), arguments.seconds
-                record.update(host.run(Path(folder), arguments.rounds, size, limit))
+                record.update(apart[name](Path(folder), arguments.rounds, size, limit))
                 (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
                 continue
             rows = SUITES[name](Path(folder), arguments.rounds)

@@ -310,6 +310,7 @@ class Checkpoint(Mapping[str, TensorRef]):
         staging: int | str = "256MiB",
         strategy: str = "auto",
         progress: ProgressLike = None,
+        verify: bool = False,
     ) -> dict[str, Any]:
         """Reads tensors into memory of their own, in bulk and by several threads.
 
@@ -338,6 +339,9 @@ class Checkpoint(Mapping[str, TensorRef]):
                 size, `"direct"` past the page cache, `"buffered"` through it.
             progress: `True` for a bar on a terminal or in a notebook, `"always"`, a function
                 `(done, total)` in bytes, or a tqdm class or bar.
+            verify: compare what is read with the files' checksums: every 8 MiB chunk that holds a
+                byte of a tensor that is loaded. Files without checksums are refused; `save(...,
+                checksums=True)` and `tonnage checksum add` make them. For loads to the host.
 
         Returns:
             The tensors by name, in file order; with `into`, those that were filled.
@@ -347,11 +351,14 @@ class Checkpoint(Mapping[str, TensorRef]):
             UnsupportedError: a dtype that the framework lacks.
             UsageError: arguments that contradict each other, or a strict load that would be
             incomplete. StorageError: a read failed.
+            FormatError: with `verify`, a chunk is not what its checksum says (`code`, `tensor`).
             KeyboardInterrupt: at Ctrl-C, within about a tenth of a second.
 
         `report` tells what was done.
         """
-        options = _load.Options(framework, device, dtype, threads, staging, strategy)
+        options = _load.Options(framework, device, dtype, threads, staging, strategy, verify)
+        if verify and str(device) != "cpu":
+            raise _errors.usage("verify=True is for loads to the host")
         if into is not None:
             return _load.load_into(self, select, into, strict, options, progress)
         if strict is not None:

@@ -100,6 +100,7 @@ class Options(NamedTuple):
     threads: int | None
     staging: int | str = "256MiB"
     strategy: str = "auto"
+    verify: bool = False
 
     @property
     def settings(self) -> _device.Settings:
@@ -243,7 +244,8 @@ def read_portion(
     with _without_collection(len(items)):
         slots = [arrays.empty(one.wanted, one.shape) for one in items]
         jobs = [job(one, slot.target, slot.spread) for one, slot in zip(items, slots, strict=True)]
-    report.add(_device.Done(*checkpoint._handle.read(jobs, options.threads, progress, cancel)))
+    run = checkpoint._handle.read(jobs, options.threads, progress, cancel, options.verify)
+    report.add(_device.Done(*run))
     finished = {
         one.name: arrays.finish(slot, one.wanted, one.shape)
         for one, slot in zip(items, slots, strict=True)
@@ -394,7 +396,7 @@ def load_into(
     with _Bar(progress, total, "load") as bar:
         direct = [job(fit.item, fit.target, False) for fit in fits if fit.target is not None]
         if direct:
-            run = checkpoint._handle.read(direct, options.threads, bar.at(0), None)
+            run = checkpoint._handle.read(direct, options.threads, bar.at(0), None, options.verify)
             report.add(_device.Done(*run))
         reached = [fit for fit in fits if fit.target is None and fit.device is not None]
         _fill(checkpoint, reached, options, report, bar)

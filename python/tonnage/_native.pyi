@@ -152,7 +152,7 @@ _Row = tuple[str, str, tuple[int, ...], int, int, str, int]
 _Job = tuple[int, Any, Sequence[tuple[int, int, int]] | None, bool, str | None]
 _Done = tuple[float, int, int, str, int]
 _Written = tuple[list[Any], Any, int, float]
-_FileVerdict = tuple[str, int, int, bool]
+_FileVerdict = tuple[str, int, int, bool, int, bool]
 _FindingRow = tuple[str, str, str | None, str | None, str | None, str]
 
 @final
@@ -190,6 +190,7 @@ class _Handle:
         threads: int | None = None,
         progress: Callable[[int, int], object] | None = None,
         cancel: _Cancel | None = None,
+        verify: bool = False,
     ) -> _Done: ...
     def raw(self, index: int) -> bytes: ...
     def memory(self, file: int) -> Any: ...
@@ -197,7 +198,12 @@ class _Handle:
 @final
 class _Writer:
     def __new__(
-        cls, path: str, metadata: dict[str, str] | None, max_shard_size: int | None, fsync: bool
+        cls,
+        path: str,
+        metadata: dict[str, str] | None,
+        max_shard_size: int | None,
+        fsync: bool,
+        checksums: tuple[bool, bool],
     ) -> Self: ...
     def add(self, name: str, spec: TensorSpec, data: object = None) -> None: ...
     def finish(self) -> _Written: ...
@@ -212,8 +218,11 @@ def _save(
     fsync: bool,
     threads: int | None,
     progress: Callable[[int, int], object] | None,
+    checksums: tuple[bool, bool],
 ) -> _Written: ...
-def _verify(path: str, allow_symlinks: bool) -> tuple[list[_FileVerdict], list[_FindingRow]]: ...
+def _verify(
+    path: str, allow_symlinks: bool, headers_only: bool
+) -> tuple[list[_FileVerdict], list[_FindingRow]]: ...
 def _parse_size(text: str) -> int: ...
 def _castable(from_: str, to: str, /) -> bool: ...
 def _matches(pattern: str, name: str) -> bool: ...

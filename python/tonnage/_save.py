@@ -7,11 +7,13 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from tonnage import _arrays, _checkpoint, _errors, _progress
 from tonnage._native import DeviceTensor, TensorSpec, _parse_size, _save, _Writer
 
+#: What `checksums=` takes.
+Checksums = bool | Literal["blake3"]
 Fetch = Callable[[str], tuple[TensorSpec, object]]
 Entries = tuple[dict[str, TensorSpec], Fetch]
 
@@ -58,6 +60,7 @@ def save(
     dedupe: bool = False,
     threads: int | None = None,
     progress: _progress.ProgressLike = None,
+    checksums: Checksums = False,
 ) -> Saved:
     """Writes a checkpoint that replaces the old one whole or not at all.
 
@@ -83,6 +86,10 @@ def save(
             overlap in part are refused in any case.
         threads: how many threads write. Default: one a core, at most 8.
         progress: as for `Checkpoint.load`.
+        checksums: `True` stores the CRC-64/NVME of every 8 MiB of data in the file's metadata
+            (chapter 13 of the specification), for `load(verify=True)` and `tonnage.verify`. It is
+            computed while the data is written. `"blake3"` also puts the BLAKE3 hash of each file
+            beside it, as `NAME.b3`, which `b3sum -c` reads; for it, files are read once more.
 
     Returns:
         The names of the files, and how long it took.
@@ -105,12 +112,29 @@ def save(
         limit = None if max_shard_size is None else size(max_shard_size)
         where = os.fsdecode(path)
         files, index, total, seconds = _save(
-            list(specs.items()), fetch, where, text, limit, fsync, threads, bar
+            list(specs.items()),
+            fetch,
+            where,
+            text,
+            limit,
+            fsync,
+            threads,
+            bar,
+            _sums(checksums),
         )
     finally:
         if bar is not None:
             bar.close()
     return _saved(files, index, total, seconds)
+
+
+def _sums(checksums: Checksums) -> tuple[bool, bool]:
+    """Whether sums go into the metadata, and hashes beside the files."""
+    if checksums in (True, False):
+        return checksums is True, False
+    if checksums == "blake3":
+        return True, True
+    raise _errors.usage(f'checksums takes True, False or "blake3", not {checksums!r}')
 
 
 def _saved(files: list[Any], index: Any, total: int, seconds: float) -> Saved:
@@ -277,8 +301,8 @@ class Writer:
     ```
 
     Args:
-        path, metadata, max_shard_size, fsync: as for `save`. Tensors stand in each file in the
-            order of `save`, and a file is closed when the next tensor does not fit.
+        path, metadata, max_shard_size, fsync, checksums: as for `save`. Tensors stand in each file
+            in the order of `save`, and a file is closed when the next tensor does not fit.
 
     Attributes:
         saved: what was written; `None` until `finish`.
@@ -291,10 +315,11 @@ class Writer:
         metadata: Mapping[str, str] | None = None,
         max_shard_size: int | str | None = None,
         fsync: bool = True,
+        checksums: Checksums = False,
     ) -> None:
         limit = None if max_shard_size is None else size(max_shard_size)
         text = _check_metadata(metadata, {})
-        self._native = _Writer(os.fsdecode(path), text, limit, fsync)
+        self._native = _Writer(os.fsdecode(path), text, limit, fsync, _sums(checksums))
         self.saved: Saved | None = None
 
     def add(self, name: str, tensor: Any) -> None:

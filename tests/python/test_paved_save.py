@@ -341,3 +341,58 @@ def test_verify_finds_all_that_is_wrong(tmp_path: Path) -> None:
     assert "NOT OK" in repr(bad)
     with pytest.raises(FileNotFoundError):
         tonnage.verify(tmp_path / "absent")
+
+
+def flipped(path: Path, offset: int) -> None:
+    """Turns one bit of a file round."""
+    with path.open("r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)[0]
+        file.seek(offset)
+        file.write(bytes([byte ^ 0x20]))
+
+
+@pytest.mark.parametrize("way", ["save", "writer"])
+def test_checksums_are_stored_verified_and_readable_by_others(tmp_path: Path, way: str) -> None:
+    path = tmp_path / "m.safetensors"
+    if way == "save":
+        tonnage.save(state(), path, checksums="blake3", metadata={"format": "pt"})
+    else:
+        with tonnage.Writer(path, checksums="blake3", metadata={"format": "pt"}) as writer:
+            for name, tensor in state().items():
+                writer.add(name, tensor)
+    checkpoint = tonnage.open(path)
+    assert checkpoint.metadata["safetensors.checksums"].startswith("crc64-nvme;8388608;")
+    same(checkpoint.load(framework="torch", verify=True), state())
+    same(safetensors.torch.load_file(path), state())
+    found = tonnage.verify(path)
+    assert found
+    assert (found.files[0].chunks, found.files[0].hashed) == (1, True)
+    digest, _, name = (tmp_path / "m.safetensors.b3").read_text().partition("  ")
+    assert (len(digest), name) == (64, "m.safetensors\n")
+
+    ref = checkpoint["norm.weight"]
+    flipped(path, ref.offset + 5)
+    damaged = tonnage.open(path)
+    with pytest.raises(tonnage.FormatError, match="chunk 0") as caught:
+        damaged.load(framework="torch", verify=True)
+    assert caught.value.code == "CHECKSUM_MISMATCH"
+    damaged.load(framework="torch")
+    found = tonnage.verify(path)
+    assert [finding.code for finding in found.errors] == ["CHECKSUM_MISMATCH"] * 2
+    assert tonnage.verify(path, headers_only=True)
+
+
+def test_what_cannot_be_verified_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    tonnage.save(state(), path)
+    assert not tonnage.open(path).metadata
+    with pytest.raises(tonnage.UsageError, match="no checksums") as caught:
+        tonnage.open(path).load(framework="torch", verify=True)
+    assert caught.value.code == "NO_CHECKSUMS"
+    with pytest.raises(tonnage.UsageError, match="blake3"):
+        tonnage.save(state(), path, checksums="md5")  # type: ignore[arg-type]
+    folder = tmp_path / "sharded"
+    tonnage.save(state(), folder, checksums=True, max_shard_size="5KB")
+    assert not tonnage.open(folder).metadata
+    tonnage.open(folder).load(framework="numpy", select="*.step", verify=True)

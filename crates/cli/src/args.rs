@@ -61,6 +61,8 @@ pub enum Verb {
     Shard(Shard),
     /// Write a copy as one file
     Merge(Merge),
+    /// Print, check or add checksums of tensor data
+    Checksum(Checksum),
     /// Show the devices that checkpoints can be loaded to, and what to do where there is none
     Devices(Devices),
     /// Measure this machine, and loading a checkpoint on it, beside the reference package
@@ -119,6 +121,61 @@ pub struct Verify {
     /// Exit with 1 also for warnings
     #[arg(long)]
     pub warnings_fail: bool,
+    /// Look at headers only; without it, data is compared with the checksums that a file has
+    #[arg(long)]
+    pub headers_only: bool,
+}
+
+/// `checksum`.
+#[derive(Debug, Args)]
+#[command(subcommand_required = true)]
+pub struct Checksum {
+    /// What to do.
+    #[command(subcommand)]
+    pub action: ChecksumAction,
+}
+
+/// What `checksum` can do.
+#[derive(Debug, Subcommand)]
+pub enum ChecksumAction {
+    /// Print the checksum of each chunk, as the files have them
+    #[command(after_help = "Examples:
+  tonnage checksum print model.safetensors
+  tonnage checksum print sharded/ --json
+
+A row a chunk: file, first byte, bytes, CRC-64/NVME. Exit code 1: a file has no checksums.")]
+    Print {
+        /// File, folder or index
+        path: PathBuf,
+    },
+    /// Compare tensor data with the checksums, and name every chunk that is wrong
+    #[command(after_help = "Examples:
+  tonnage checksum check model.safetensors
+  tonnage checksum check sharded/ --json
+
+Exit code 1: a chunk is wrong, or a file has no checksums.")]
+    Check {
+        /// File, folder or index
+        path: PathBuf,
+    },
+    /// Add checksums to a file that has none, or renew them
+    #[command(after_help = "Examples:
+  tonnage checksum add model.safetensors
+  tonnage checksum add model.safetensors --sidecar
+
+Tensor data is read once and not changed; the header is edited as by `metadata set`. A file that has
+checksums already is checked first, and refused if it is damaged. --sidecar also writes the BLAKE3 hash
+of the file beside it, as NAME.b3, which `b3sum -c` reads.")]
+    Add {
+        /// The file
+        file: PathBuf,
+        /// Also write the BLAKE3 hash of the file beside it
+        #[arg(long)]
+        sidecar: bool,
+        /// How to write.
+        #[command(flatten)]
+        editing: Editing,
+    },
 }
 
 /// `diff`.

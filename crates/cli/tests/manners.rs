@@ -12,7 +12,7 @@ use common::{
 };
 use serde_json::{Value, json};
 
-const VERBS: [&str; 11] = [
+const VERBS: [&str; 12] = [
     "inspect",
     "verify",
     "diff",
@@ -21,6 +21,7 @@ const VERBS: [&str; 11] = [
     "cast",
     "shard",
     "merge",
+    "checksum",
     "devices",
     "bench",
     "completions",
@@ -80,10 +81,10 @@ fn every_verb_has_help_with_examples() {
     );
     for verb in VERBS {
         assert!(all.contains(verb), "{verb}");
-        let args: &[&str] = if verb == "metadata" {
-            &["metadata", "set", "--help"]
-        } else {
-            &[verb, "--help"]
+        let args: &[&str] = match verb {
+            "metadata" => &["metadata", "set", "--help"],
+            "checksum" => &["checksum", "add", "--help"],
+            _ => &[verb, "--help"],
         };
         let help = expect(0, args);
         assert!(help.contains("Examples:\n  tonnage "), "{verb}: {help}");
@@ -389,8 +390,8 @@ fn json_has_the_fields_that_were_promised() {
     std::fs::write(&broken, b"12345678").unwrap();
     has_keys(
         &expect_json(1, &["verify", text(&a), text(&broken)]),
-        ".checked .checked[].files .checked[].files[].bytes .checked[].files[].path \
-         .checked[].files[].tensors .checked[].findings .checked[].findings[].clause \
+        ".checked .checked[].files .checked[].files[].bytes .checked[].files[].chunks \
+         .checked[].files[].hashed .checked[].files[].path .checked[].files[].tensors .checked[].findings .checked[].findings[].clause \
          .checked[].findings[].code .checked[].findings[].file .checked[].findings[].severity \
          .checked[].findings[].tensor .checked[].findings[].text .checked[].ok .checked[].path .ok .schema",
     );

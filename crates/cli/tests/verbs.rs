@@ -406,3 +406,65 @@ fn cast_changes_floats_only() {
         ],
     );
 }
+
+#[test]
+fn checksum_adds_prints_and_finds_what_is_wrong() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = model(folder.path(), "m.safetensors", 4);
+    let data = |bytes: &[u8]| {
+        let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+        bytes[8 + header..].to_vec()
+    };
+    let before = data(&std::fs::read(&path).unwrap());
+    for action in ["print", "check"] {
+        let ran = run(&["checksum", action, text(&path)]);
+        assert_eq!(ran.code, 1, "{}", ran.err);
+        assert!(ran.err.contains("has no checksums"), "{}", ran.err);
+    }
+    let said = expect(0, &["checksum", "add", text(&path), "--sidecar"]);
+    assert!(said.contains("checksums added"), "{said}");
+    assert_eq!(data(&std::fs::read(&path).unwrap()), before);
+    let sidecar = std::fs::read_to_string(folder.path().join("m.safetensors.b3")).unwrap();
+    assert!(sidecar.ends_with("  m.safetensors\n") && sidecar.len() == 64 + 2 + 13 + 1);
+    let printed = expect_json(0, &["checksum", "print", text(&path), "--json"]);
+    assert_eq!(printed["chunks"].as_array().unwrap().len(), 1);
+    assert_eq!(printed["chunks"][0]["bytes"], json!(before.len()));
+    let shown = expect(0, &["checksum", "print", text(&path)]);
+    let crc = printed["chunks"][0]["crc64_nvme"].as_str().unwrap();
+    assert!(shown.starts_with(crc), "{shown}");
+    let said = expect(0, &["checksum", "check", text(&path)]);
+    assert!(said.contains("ok · 1 chunk"), "{said}");
+    let verified = expect_json(0, &["verify", text(&path), "--json"]);
+    let file = &verified["checked"][0]["files"][0];
+    assert_eq!(
+        (&file["chunks"], &file["hashed"]),
+        (&json!(1), &json!(true))
+    );
+    // Adding again changes nothing, and takes the hash of the same file away only to an edit.
+    let again = expect(0, &["checksum", "add", text(&path)]);
+    assert!(again.contains("nothing to change"), "{again}");
+
+    let mut bytes = std::fs::read(&path).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    let report = expect_json(1, &["checksum", "check", text(&path), "--json"]);
+    assert_eq!(report["ok"], json!(false));
+    let bad = &report["bad"][0];
+    assert!(
+        bad["tensor"].is_string() && bad["offset"].as_u64() > Some(8),
+        "{report}"
+    );
+    let ran = run(&["verify", text(&path)]);
+    assert_eq!(ran.code, 1);
+    assert_eq!(
+        ran.out.matches("error[CHECKSUM_MISMATCH]").count(),
+        2,
+        "{}",
+        ran.out
+    );
+    expect(0, &["verify", text(&path), "--headers-only"]);
+    // What is damaged is not made good by new sums.
+    let ran = run(&["checksum", "add", text(&path)]);
+    assert_eq!(ran.code, 3, "{}", ran.err);
+    assert!(ran.err.contains("CHECKSUM_MISMATCH"), "{}", ran.err);
+}

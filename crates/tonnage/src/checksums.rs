@@ -59,20 +59,24 @@ impl Checkpoint {
             let last = tensor.offset().saturating_add(tensor.byte_len());
             tensor.file() == file && tensor.offset() < end && last > bad.offset
         };
-        let mut tensors = self.iter().filter(inside);
-        let first = tensors.next();
-        let more: Vec<&str> = tensors.map(|tensor| tensor.name()).collect();
-        let mut error = mismatch(bad);
-        if let Some(tensor) = first {
-            error = error.tensor(tensor.name());
-        }
-        if !more.is_empty() {
-            let found = format!("{}{}", error.found_text(), beside(&more));
-            error = error.found(found);
-        }
+        let names = self.iter().filter(inside).map(|tensor| tensor.name());
         let label = self.files().get(file).map(|file| file.label.clone());
-        Error::from(error).in_file(label.unwrap_or_default())
+        named(bad, names).in_file(label.unwrap_or_default())
     }
+}
+
+/// The error for a chunk in which these tensors have bytes.
+pub(crate) fn named<'a>(bad: &BadChunk, mut names: impl Iterator<Item = &'a str>) -> Error {
+    let mut error = mismatch(bad);
+    if let Some(first) = names.next() {
+        error = error.tensor(first);
+    }
+    let more: Vec<&str> = names.collect();
+    if !more.is_empty() {
+        let found = format!("{}{}", error.found_text(), beside(&more));
+        error = error.found(found);
+    }
+    error.into()
 }
 
 /// The other tensors of a chunk, or how many they are.

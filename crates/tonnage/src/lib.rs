@@ -54,5 +54,5 @@ pub use tensor::{GAP, SliceRef, TensorRef};
 pub use tonnage_format::Dtype;
 pub use tonnage_format::slice::Range as Slice;
 pub use tonnage_storage::Durability;
-pub use verify::{FileVerdict, Finding, Severity, Verification, verify};
+pub use verify::{FileVerdict, Finding, Severity, Verification, Verify, verify, verify_with};
 pub use writer::Writer;

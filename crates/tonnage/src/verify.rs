@@ -8,9 +8,13 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use tonnage_format::{self as format, Header, Index, Reason};
+use tonnage_engine::checksum::{BadChunk, Checker, chunks_of};
+use tonnage_engine::{self as engine, Cancel, Options};
+use tonnage_format::forever::CHECKSUMS_KEY;
+use tonnage_format::{self as format, Checksums, Header, Index, Reason};
 use tonnage_storage::{FileSource, Source, temp};
 
+use crate::checksums::{bad_chunks, hex, named, read_sidecar};
 use crate::error::{Error, Result};
 use crate::open::{Found, OpenOptions, find, names_in, open_beneath, read_header, read_index};
 use crate::publish::SUFFIX;
@@ -54,6 +58,33 @@ pub struct FileVerdict {
     pub tensors: usize,
     /// Bytes of it.
     pub bytes: u64,
+    /// Chunks that were compared with their checksums; 0 where there are none.
+    pub chunks: u64,
+    /// Whether all of it was compared with the hash beside it.
+    pub hashed: bool,
+}
+
+/// What to verify.
+#[derive(Clone, Debug, Default)]
+pub struct Verify<'a> {
+    /// How files are opened.
+    pub open: OpenOptions,
+    /// Look at headers only: no data is read, and no checksum compared.
+    pub headers_only: bool,
+    /// As [`Options::threads`].
+    pub threads: Option<usize>,
+    /// As [`Options::cancel`].
+    pub cancel: Option<&'a Cancel>,
+}
+
+impl Verify<'_> {
+    fn options(&self) -> Options<'_> {
+        Options {
+            threads: self.threads,
+            cancel: self.cancel,
+            ..Options::default()
+        }
+    }
 }
 
 /// What verifying found.
@@ -114,12 +145,28 @@ impl Verification {
 
 type File = (String, Header<Vec<u8>>);
 
-/// Looks at every file of a checkpoint: its header, its layout, and how the files fit together.
+/// Looks at every file of a checkpoint: its header, its layout, how the files fit together, and whether
+/// their data is what the checksums say that they have (spec chapter 13).
 ///
 /// # Errors
 /// Only where there is nothing to look at: the path does not exist, or a folder cannot be listed. Whatever
 /// is wrong with the files is a [`Finding`].
 pub fn verify(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Verification> {
+    let open = options.clone();
+    verify_with(
+        path,
+        &Verify {
+            open,
+            ..Verify::default()
+        },
+    )
+}
+
+/// The same, with more to be said about it.
+///
+/// # Errors
+/// As [`verify`]; `CANCELLED`.
+pub fn verify_with(path: impl AsRef<Path>, options: &Verify<'_>) -> Result<Verification> {
     let path = path.as_ref();
     let mut verification = Verification::default();
     match find(path) {
@@ -128,7 +175,7 @@ pub fn verify(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Verificat
             look(
                 &mut verification,
                 source.map_err(Error::from),
-                &path.display().to_string(),
+                &path,
                 options,
             );
         }
@@ -157,6 +204,9 @@ pub fn verify(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Verificat
     if path.is_dir() {
         leftovers(&mut verification, path);
     }
+    if options.cancel.is_some_and(Cancel::is_cancelled) {
+        return Err(engine::Error::Cancelled.into());
+    }
     Ok(verification)
 }
 
@@ -164,36 +214,42 @@ fn look_beneath(
     verification: &mut Verification,
     root: &Path,
     name: &str,
-    options: &OpenOptions,
+    options: &Verify<'_>,
 ) -> Option<File> {
-    let source = open_beneath(root, name, options);
-    look(
-        verification,
-        source,
-        &root.join(name).display().to_string(),
-        options,
-    )
+    let source = open_beneath(root, name, &options.open);
+    look(verification, source, &root.join(name), options)
 }
 
 fn look(
     verification: &mut Verification,
     source: Result<Arc<dyn Source>>,
-    label: &str,
-    options: &OpenOptions,
+    path: &Path,
+    options: &Verify<'_>,
 ) -> Option<File> {
+    let label = &path.display().to_string();
     let bytes = source.as_ref().map_or(0, |source| source.len());
-    let header = source.and_then(|source| read_header(&*source, &options.read));
+    let opened = source.as_ref().ok().map(Arc::clone);
+    let header = source.and_then(|source| read_header(&*source, &options.open.read));
     let tensors = header.as_ref().map_or(0, Header::len);
     let verdict = FileVerdict {
         label: label.to_owned(),
         readable: header.is_ok(),
         tensors,
         bytes,
+        chunks: 0,
+        hashed: false,
     };
     verification.files.push(verdict);
     match header {
         Ok(header) => {
             lints(verification, label, &header);
+            if let Some(source) = opened.filter(|_| !options.headers_only) {
+                let result = chunks(verification, label, &*source, &header, options)
+                    .and_then(|()| sidecar(verification, path, &*source, options));
+                if let Err(error) = result {
+                    verification.error(&error.in_file(label.clone()));
+                }
+            }
             Some((label.to_owned(), header))
         }
         Err(error) => {
@@ -201,6 +257,71 @@ fn look(
             None
         }
     }
+}
+
+/// Compares the data with the checksums that the metadata has.
+fn chunks(
+    verification: &mut Verification,
+    label: &str,
+    source: &dyn Source,
+    header: &Header<Vec<u8>>,
+    options: &Verify<'_>,
+) -> Result<()> {
+    let metadata = header.metadata();
+    let text = metadata.and_then(|pairs| pairs.iter().find(|(key, _)| *key == CHECKSUMS_KEY));
+    let Some((_, text)) = text else {
+        return Ok(());
+    };
+    let Some(sums) = Checksums::parse(text)? else {
+        let text = "checksums of a kind that this version does not know".to_owned();
+        verification.say(Severity::Note, "CHECKSUM_UNKNOWN", label, None, text);
+        return Ok(());
+    };
+    let sums = sums.of_data(header.data_len())?;
+    let checker = Checker::new(header.data_start(), header.data_len(), sums);
+    let checker = checker.ok_or_else(|| Error::from(Reason::ChecksumForm))?;
+    for bad in bad_chunks(source, &checker, &options.options())? {
+        verification.error(&corrupt(label, header, &bad));
+    }
+    if let Some(file) = verification.files.last_mut() {
+        file.chunks = chunks_of(header.data_len());
+    }
+    Ok(())
+}
+
+fn corrupt(label: &str, header: &Header<Vec<u8>>, bad: &BadChunk) -> Error {
+    let start = header.data_start();
+    let end = bad.offset.saturating_add(bad.len);
+    let inside = header.iter_by_offset().filter(|info| {
+        let (first, last) = (
+            start.saturating_add(info.begin),
+            start.saturating_add(info.end),
+        );
+        first < end && last > bad.offset
+    });
+    named(bad, inside.map(|info| info.name)).in_file(label)
+}
+
+/// Compares the whole file with the hash beside it, if there is one.
+fn sidecar(
+    verification: &mut Verification,
+    path: &Path,
+    source: &dyn Source,
+    options: &Verify<'_>,
+) -> Result<()> {
+    let Some(needed) = read_sidecar(path)? else {
+        return Ok(());
+    };
+    let found = engine::hash::blake3_of(source, &options.options())?;
+    if found != needed {
+        let wrong = format::Error::new(Reason::ChecksumMismatch);
+        let wrong = wrong.found(format_args!("BLAKE3 {}", hex(&found)));
+        return Err(wrong.needed(hex(&needed)).into());
+    }
+    if let Some(file) = verification.files.last_mut() {
+        file.hashed = true;
+    }
+    Ok(())
 }
 
 fn lints(verification: &mut Verification, label: &str, header: &Header<Vec<u8>>) {
@@ -236,7 +357,7 @@ fn lints(verification: &mut Verification, label: &str, header: &Header<Vec<u8>>)
     }
 }
 
-fn set(verification: &mut Verification, root: &Path, names: &[String], options: &OpenOptions) {
+fn set(verification: &mut Verification, root: &Path, names: &[String], options: &Verify<'_>) {
     let files: Vec<File> = names
         .iter()
         .filter_map(|name| look_beneath(verification, root, name, options))
@@ -263,9 +384,9 @@ fn twice(verification: &mut Verification, files: &[File], severity: Severity) {
     }
 }
 
-fn indexed(verification: &mut Verification, root: &Path, path: &Path, options: &OpenOptions) {
+fn indexed(verification: &mut Verification, root: &Path, path: &Path, options: &Verify<'_>) {
     let label = path.display().to_string();
-    let index = match read_index(root, path, options) {
+    let index = match read_index(root, path, &options.open) {
         Ok((index, _)) => index,
         Err(error) => return verification.error(&error),
     };

@@ -177,6 +177,48 @@ fn headers_from_bytes() {
 }
 
 /// An index on its own: a good one is followed as far as its first file, which is not there.
+/// Verifying says what the manifest says, and a file whose checksums are wrong is read all the same.
+#[test]
+fn checksums() {
+    let cases = cases("checksums");
+    let mut wrong = Vec::new();
+    for case in &cases {
+        let path = corpus().join(text(case, "file"));
+        let checkpoint = Checkpoint::open(&path).unwrap();
+        assert_eq!(content(&checkpoint), expected(&case["expect"]), "{case}");
+        checkpoint.load(&tonnage::Load::default()).unwrap();
+        let found = tonnage::verify(&path, &OpenOptions::default()).unwrap();
+        let errors = found.findings.iter();
+        let errors: Vec<_> = errors
+            .filter(|finding| finding.severity == tonnage::Severity::Error)
+            .collect();
+        let verifying = tonnage::Load {
+            verify: true,
+            ..tonnage::Load::default()
+        };
+        let loaded = checkpoint.load(&verifying).map(drop);
+        let code = case["code"].as_str();
+        let same = match (&errors[..], &loaded, code) {
+            ([], Ok(()), None) => true,
+            ([], Err(e), None) => e.code() == "NO_CHECKSUMS" && found.files[0].chunks == 0,
+            ([one], Err(e), Some(code)) => {
+                let tensor = case["tensor"].as_str();
+                let named = |found: Option<&str>| tensor.is_none() || found == tensor;
+                (one.code, e.code()) == (code, code)
+                    && (one.clause, e.clause())
+                        == (case["clause"].as_str(), case["clause"].as_str())
+                    && named(one.tensor.as_deref())
+                    && named(e.tensor())
+            }
+            _ => false,
+        };
+        if !same {
+            wrong.push(format!("{}: {errors:?}, {loaded:?}", case["id"]));
+        }
+    }
+    none_wrong(cases.len(), wrong);
+}
+
 #[test]
 fn index_files() {
     let cases = cases("index");

@@ -2,6 +2,7 @@
 
 mod bench;
 mod cast;
+mod checksum;
 mod devices;
 mod diff;
 mod inspect;
@@ -38,6 +39,7 @@ pub fn run(cli: &Cli, out: &mut Out) -> Result<u8, Failure> {
         Verb::Cast(args) => cast::run(args, common, out),
         Verb::Shard(args) => shard::run(args, common, out),
         Verb::Merge(args) => merge::run(args, common, out),
+        Verb::Checksum(args) => checksum::run(args, common, out),
         Verb::Devices(args) => devices::run(args, common, out),
         Verb::Bench(args) => bench::run(args, common, out),
         Verb::Completions { shell } => {

@@ -7,15 +7,20 @@ use tonnage::{Finding, Severity, Verification};
 
 use crate::args::{Common, Verify};
 use crate::exit::{FOUND, Failure, IO, OK};
-use crate::terminal::Out;
+use crate::terminal::{Out, cancel};
 use crate::{json, text};
 
 /// Runs the verb.
 pub fn run(args: &Verify, common: &Common, out: &mut Out) -> Result<u8, Failure> {
-    let options = super::options(common);
+    let options = tonnage::Verify {
+        open: super::options(common),
+        headers_only: args.headers_only,
+        cancel: Some(cancel()),
+        ..tonnage::Verify::default()
+    };
     let (mut bad, mut only_io, mut reports) = (false, true, Vec::new());
     for path in &args.paths {
-        let verification = match tonnage::verify(path, &options) {
+        let verification = match tonnage::verify_with(path, &options) {
             Ok(verification) => verification,
             // One path of many must not hide what is found about the others.
             Err(error) if args.paths.len() > 1 => unreachable_path(&error),
@@ -150,7 +155,12 @@ fn report(path: &str, ok: bool, verification: &Verification) -> Value {
     let files: Vec<Value> = verification
         .files
         .iter()
-        .map(|file| json!({"path": file.label, "tensors": file.tensors, "bytes": file.bytes}))
+        .map(|file| {
+            json!({
+                "path": file.label, "tensors": file.tensors, "bytes": file.bytes,
+                "chunks": file.chunks, "hashed": file.hashed,
+            })
+        })
         .collect();
     json!({"path": path, "ok": ok, "files": files, "findings": findings})
 }

@@ -212,7 +212,7 @@ impl Handle {
     }
 
     /// Reads tensors and slices into the buffers of the jobs.
-    #[pyo3(signature = (jobs, threads = None, progress = None, cancel = None))]
+    #[pyo3(signature = (jobs, threads = None, progress = None, cancel = None, verify = false))]
     fn read(
         &self,
         py: Python<'_>,
@@ -220,6 +220,7 @@ impl Handle {
         threads: Option<usize>,
         progress: Option<Bound<'_, PyAny>>,
         cancel: Option<&CancelFlag>,
+        verify: bool,
     ) -> PyResult<Done> {
         let request = Request {
             total: 0,
@@ -229,7 +230,7 @@ impl Handle {
             python: self.runs_python,
             slow: false,
         };
-        read(py, &self.checkpoint, jobs, request)
+        read(py, &self.checkpoint, jobs, request, verify)
     }
 
     /// The bytes of the tensor at a position.

@@ -89,6 +89,7 @@ pub fn read(
     checkpoint: &Checkpoint,
     jobs: Vec<Job<'_>>,
     request: Request<'_>,
+    verify: bool,
 ) -> PyResult<Done> {
     let mut held = Vec::with_capacity(jobs.len());
     for job in jobs {
@@ -101,7 +102,14 @@ pub fn read(
         .sum();
     let request = Request { total, ..request };
     run(py, request, |options| {
-        read_all(checkpoint, &mut held, options)
+        if !verify {
+            return read_all(checkpoint, &mut held, options);
+        }
+        let tensors = held.iter().filter_map(|job| checkpoint.at(job.index));
+        let files: Vec<usize> = tensors.map(|tensor| tensor.file()).collect();
+        checkpoint.verified(files, options, |options| {
+            read_all(checkpoint, &mut held, options)
+        })
     })
 }
 
@@ -145,7 +153,8 @@ fn read_part(
     let target = job.target.as_mut_slice();
     if job.spread {
         // The file justified the length: a slice is no longer than its tensor.
-        let packed = slice.read()?;
+        let mut packed = vec![0; slice.byte_len() as usize];
+        slice.read_into(&mut packed, options)?;
         unpack(&packed, job.dtype.bitsize() as u32, target);
         done.4 = done.4.max(packed.len() as u64);
     } else {

@@ -37,10 +37,20 @@ fn written(saved: Saved) -> Written {
     )
 }
 
-fn settings(metadata: Option<Pairs>, max_shard_size: Option<u64>, fsync: bool) -> Save<'static> {
+/// Whether checksums go into the metadata, and hashes beside the files.
+type Sums = (bool, bool);
+
+fn settings(
+    metadata: Option<Pairs>,
+    max_shard_size: Option<u64>,
+    fsync: bool,
+    (checksums, sidecar): Sums,
+) -> Save<'static> {
     Save {
         metadata: metadata.into_iter().flatten().collect(),
         max_shard_size,
+        checksums,
+        sidecar,
         durability: if fsync {
             Durability::Full
         } else {
@@ -68,10 +78,11 @@ pub fn save(
     fsync: bool,
     threads: Option<usize>,
     progress: Option<Bound<'_, PyAny>>,
+    checksums: Sums,
 ) -> PyResult<Written> {
     let save = Save {
         threads,
-        ..settings(metadata, max_shard_size, fsync)
+        ..settings(metadata, max_shard_size, fsync, checksums)
     };
     let total = tensors
         .iter()
@@ -255,8 +266,9 @@ impl NativeWriter {
         metadata: Option<Pairs>,
         max_shard_size: Option<u64>,
         fsync: bool,
+        checksums: Sums,
     ) -> PyResult<Self> {
-        let save = settings(metadata, max_shard_size, fsync);
+        let save = settings(metadata, max_shard_size, fsync, checksums);
         let made = py.detach(|| Writer::create(path, &save));
         Ok(NativeWriter {
             writer: Mutex::new(Some(made.map_err(|e| failure::raise(&e))?)),
