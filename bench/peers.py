@@ -85,7 +85,7 @@ def fastsafetensors() -> Loader:
         loader = SafeTensorsFileLoader(SingleGroup(), "cpu", nogds=True)
         loader.add_filenames({0: [path]})
         buffer = loader.copy_files_to_device()
-        names = [name for names in loader.meta.values() for name in names.tensors]
+        names = loader.get_keys()
         return {name: buffer.get_tensor(name) for name in names}, (loader, buffer)
 
     return job
@@ -95,7 +95,8 @@ def runai() -> Loader:
     from runai_model_streamer import SafetensorsStreamer
 
     def job(path: str) -> tuple[Tensors, object]:
-        streamer = SafetensorsStreamer()
+        # Left open: its tensors lie in its buffer.
+        streamer = SafetensorsStreamer().__enter__()
         streamer.stream_file(path)
         return dict(streamer.get_tensors()), streamer
 
@@ -107,7 +108,7 @@ def tensorizer() -> Loader:
 
     def job(path: str) -> tuple[Tensors, object]:
         file = TensorDeserializer(path + ".tensors", device="cpu", num_readers=4)
-        return dict(file), file
+        return {name: tensor.detach() for name, tensor in file.items()}, file
 
     return job
 
