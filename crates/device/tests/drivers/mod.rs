@@ -47,7 +47,7 @@ pub fn with_driver(command: &mut Command, home: &Path, driver: &str) {
 fn run_again(test: &str, driver: &str, prepare: impl FnOnce(&mut Command)) -> Option<String> {
     let home = home()?;
     let mut command = Command::new(env::current_exe().expect("this program"));
-    command.args([test, "--exact", "--nocapture"]);
+    command.args([test, "--exact", "--nocapture", "--include-ignored"]);
     with_driver(&mut command, &home, driver);
     command.env(INSIDE, "1");
     prepare(&mut command);
