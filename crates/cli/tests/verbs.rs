@@ -426,7 +426,7 @@ fn checksum_adds_prints_and_finds_what_is_wrong() {
     assert_eq!(data(&std::fs::read(&path).unwrap()), before);
     let sidecar = std::fs::read_to_string(folder.path().join("m.safetensors.b3")).unwrap();
     assert!(sidecar.ends_with("  m.safetensors\n") && sidecar.len() == 64 + 2 + 13 + 1);
-    let printed = expect_json(0, &["checksum", "print", text(&path), "--json"]);
+    let printed = expect_json(0, &["checksum", "print", text(&path)]);
     assert_eq!(printed["chunks"].as_array().unwrap().len(), 1);
     assert_eq!(printed["chunks"][0]["bytes"], json!(before.len()));
     let shown = expect(0, &["checksum", "print", text(&path)]);
@@ -434,7 +434,7 @@ fn checksum_adds_prints_and_finds_what_is_wrong() {
     assert!(shown.starts_with(crc), "{shown}");
     let said = expect(0, &["checksum", "check", text(&path)]);
     assert!(said.contains("ok · 1 chunk"), "{said}");
-    let verified = expect_json(0, &["verify", text(&path), "--json"]);
+    let verified = expect_json(0, &["verify", text(&path)]);
     let file = &verified["checked"][0]["files"][0];
     assert_eq!(
         (&file["chunks"], &file["hashed"]),
@@ -447,7 +447,7 @@ fn checksum_adds_prints_and_finds_what_is_wrong() {
     let mut bytes = std::fs::read(&path).unwrap();
     *bytes.last_mut().unwrap() ^= 1;
     std::fs::write(&path, bytes).unwrap();
-    let report = expect_json(1, &["checksum", "check", text(&path), "--json"]);
+    let report = expect_json(1, &["checksum", "check", text(&path)]);
     assert_eq!(report["ok"], json!(false));
     let bad = &report["bad"][0];
     assert!(
