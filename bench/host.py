@@ -117,6 +117,8 @@ def measure(
         print(f"{state}, round {number + 1}: {time.monotonic() - began:.0f} s", flush=True)
         if time.monotonic() + (time.monotonic() - began) > deadline:
             break
+    if sides["tonnage"].failed:
+        raise RuntimeError(f"Tonnage did not run: {sides['tonnage'].failed}")
     if len(sums) > 1:
         raise RuntimeError(f"the sides do not have the same bytes: {sums}")
     return sides
