@@ -114,6 +114,8 @@ fn within(device: &Arc<dyn Device>, path: &Path, staging: u64, budget: u64) -> R
     let pool = Pool::new(staging);
     let load = DeviceLoad {
         staging: Some(staging),
+        // Enough of them to fill a budget with two slots each.
+        threads: Some(16),
         pool: Some(pool.clone()),
         ..Default::default()
     };
