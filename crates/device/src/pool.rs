@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use crate::{Cause, Device, DeviceId, Error, Staging};
 
 /// Staging memory with a capacity. Slots that come back are kept for the next who wants the same, and freed a
-/// second after the last one has come back.
+/// few seconds after the last one has come back.
 #[derive(Debug)]
 pub struct Pool {
     state: Mutex<State>,
@@ -43,7 +43,7 @@ const LOOK: Duration = Duration::from_millis(20);
 
 /// How long idle slots are kept: a program that loads one file after the other locks their pages once, which
 /// takes longer than to read into them; and soon after the last file the memory is the system's again.
-const LINGER: Duration = Duration::from_secs(1);
+const LINGER: Duration = Duration::from_secs(5);
 
 /// What was granted: slots that were idle, and how many more to make after freeing these.
 struct Grant {
