@@ -396,3 +396,18 @@ def test_what_cannot_be_verified_is_refused(tmp_path: Path) -> None:
     tonnage.save(state(), folder, checksums=True, max_shard_size="5KB")
     assert not tonnage.open(folder).metadata
     tonnage.open(folder).load(framework="numpy", select="*.step", verify=True)
+
+
+def test_the_drop_in_keeps_no_checksums_of_other_data(tmp_path: Path) -> None:
+    """Metadata taken over from a file with checksums, and a sidecar beside the target (spec 13.11,
+    13.15)."""
+    import tonnage.numpy
+
+    path = tmp_path / "m.safetensors"
+    tonnage.save({"a": np.arange(4.0)}, path, checksums="blake3", metadata={"k": "v"})
+    assert path.with_name("m.safetensors.b3").exists()
+    metadata = tonnage.open(path).metadata
+    tonnage.numpy.save_file({"a": np.arange(5.0)}, path, metadata=dict(metadata))
+    assert not path.with_name("m.safetensors.b3").exists()
+    assert tonnage.open(path).metadata == {"k": "v"}
+    assert tonnage.verify(path).ok

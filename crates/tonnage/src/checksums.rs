@@ -308,8 +308,11 @@ pub fn write_sidecar(path: &Path, hash: &[u8; 32], durability: Durability) -> Re
     Ok(file.commit()?)
 }
 
-/// Removes a sidecar whose file is about to change (spec 13.15).
-pub(crate) fn remove_sidecar(path: &Path) -> Result<()> {
+/// Removes a sidecar whose file is about to change (spec 13.15). Without one, this does nothing.
+///
+/// # Errors
+/// What the system said.
+pub fn remove_sidecar(path: &Path) -> Result<()> {
     let at = sidecar_of(path);
     match std::fs::remove_file(&at) {
         Err(e) if !is_absent(&e) => Err(storage::Error::at("remove", &at, e).into()),

@@ -30,8 +30,8 @@ pub struct Load<'a> {
     pub progress: Option<OnProgressOf<'a>>,
     /// As [`Options::cancel`].
     pub cancel: Option<&'a Cancel>,
-    /// How the files are read. [`Strategy::Lazy`] reads nothing: what is loaded without a cast are views of the
-    /// files, and reading those after a file was truncated raises SIGBUS.
+    /// How the files are read. A load has memory of its own, so [`Strategy::Lazy`] is [`Strategy::Auto`] here;
+    /// [`Checkpoint::view`] gives views.
     pub strategy: Strategy,
 }
 

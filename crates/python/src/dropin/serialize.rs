@@ -15,13 +15,15 @@ use tonnage::format::{
 };
 use tonnage::storage::{self, AtomicFile, AtomicOptions, Durability, Sink};
 
-use tonnage::DeviceData;
+use tonnage::format::forever::CHECKSUMS_KEY;
+use tonnage::{DeviceData, checksums};
 
 use super::spec::TensorSpec;
 use crate::buffer::Foreign;
 use crate::device::data_of;
 use crate::device::tensor::downloads;
 use crate::error;
+use crate::paved::failure;
 
 const CONTEXT: &str = "Error while serializing";
 
@@ -53,9 +55,11 @@ impl<'a> Plan<'a> {
             })
             .collect();
         let pairs: Option<Vec<(&str, &str)>> = metadata.as_ref().map(|pairs| {
+            // Checksums in it are those of another file's data (spec 13.11).
             pairs
                 .iter()
                 .map(|(key, value)| (key.as_str(), value.as_str()))
+                .filter(|(key, _)| *key != CHECKSUMS_KEY)
                 .collect()
         });
         let layout = layout(&rows, pairs.as_deref(), &WriteOptions::default())
@@ -224,6 +228,9 @@ fn to_file(py: Python<'_>, plan: &Plan<'_>, filename: &PathBuf, fsync: bool) -> 
         })
         .map_err(|e: storage::Error| unwritable(&e))?;
     plan.write(py, Out::File(&file))?;
+    // A sidecar must not lie beside content that it is not of (spec 13.15).
+    py.detach(|| checksums::remove_sidecar(file.target()))
+        .map_err(|e| failure::raise(&e))?;
     py.detach(|| file.commit()).map_err(|e| unwritable(&e))
 }
 
