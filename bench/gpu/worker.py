@@ -319,7 +319,7 @@ def main(request: dict[str, Any]) -> None:
     if task == "limits":
         job, check = limits.job(device, request["folder"]), dict
     elif task == "save":
-        small = str(Path(request["target"]).with_suffix(".warm-up"))
+        small = str(Path(request["target"]).with_name("warm-up.safetensors"))
         save(side, small, device, files.small(16), request["durable"])[0]()
         entries = files.transformer(int(request["gib"] * 2**30))
         job, check = save(side, request["target"], device, entries, request["durable"])
