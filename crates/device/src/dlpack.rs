@@ -7,7 +7,7 @@
 //!
 //! Invariants:
 //! 1. The structures are laid out as `dlpack.h` 1.3 lays them out.
-//! 2. What we make is one [`Held`], boxed and leaked: the protocol's structure, and all that its pointers lead
+//! 2. What we make is one `Held`, boxed and leaked: the protocol's structure, and all that its pointers lead
 //!    to. `manager_ctx` points to the whole; the deleter makes a box of it again.
 //! 3. An [`Owned`] has the only right to call its structure's deleter, and the structure is valid until then.
 #![allow(unsafe_code)]

@@ -55,7 +55,8 @@ pub(crate) struct Span {
 
 /// Less than this is not worth a look at the page cache.
 const SMALL: u64 = 4 << 20;
-/// A disk reaches its limit with four large reads at once: measured 2.9 of 3.05 GiB/s with two, 3.0 with four.
+/// A disk is near its limit with a few large reads at once: probes in C with blocks of 4 to 8 MiB gave 2.8 to 2.9 GiB/s
+/// with one, 2.9 to 3.0 with two, 3.0 with sixteen.
 const DISK: usize = 4;
 /// A network has a longer way: more reads side by side hide it.
 const NETWORK: usize = 16;

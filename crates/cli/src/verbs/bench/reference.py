@@ -26,7 +26,8 @@ try:
 except ImportError:
     torch = None
     framework, version = "numpy", "numpy " + numpy.__version__
-words = "safetensors %s, %s, Python %d.%d" % (safetensors.__version__, version, *sys.version_info[:2])
+python = ".".join(map(str, sys.version_info[:2]))
+words = f"safetensors {safetensors.__version__}, {version}, Python {python}"
 cuda = torch.cuda.is_available() if torch else False
 answer(reference=words, cuda=cuda)
 
@@ -62,4 +63,4 @@ for line in sys.stdin:
         del kept
         answer(seconds=seconds)
     except Exception as error:
-        answer(failed="%s: %s" % (type(error).__name__, error))
+        answer(failed=f"{type(error).__name__}: {error}")
