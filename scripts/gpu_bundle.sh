@@ -37,6 +37,9 @@ for line in sys.stdin:
   strip "$BUNDLE/tests/$test"
 done
 
+echo "== the reference's tests of its prefetch"
+CARGO_TARGET_DIR=$TARGET "$PYTHON" scripts/reference_tests.py --carry "$BUNDLE/reference"
+
 echo "== the peers' wheels"
 # name of the folder, requirement
 peers="safetensors safetensors==0.8.0

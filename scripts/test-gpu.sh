@@ -30,3 +30,10 @@ echo "== Python"
 # The package that was installed, not the checkout's; a missing GPU is a failure here, no skip.
 PYTHONPATH="$SITE/python" TONNAGE_TEST_GPU=1 TONNAGE_EXPECT_GPU=1 PYTHONDONTWRITEBYTECODE=1 \
   "$PYTHON" -m pytest -q -p no:cacheprovider "$@" tests/python/gpu
+
+if [ -d "$BUNDLE/reference" ]; then
+  echo "== the reference's tests of its prefetch, on Tonnage"
+  PYTHONPATH="$SITE/python:$PWD/tests/reference_plugin" PYTHONDONTWRITEBYTECODE=1 \
+    "$PYTHON" -m pytest -q -p no:cacheprovider -p tonnage_in_place -c /dev/null \
+    --rootdir "$BUNDLE/reference" "$BUNDLE/reference"
+fi

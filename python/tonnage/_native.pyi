@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, final
 
+from typing_extensions import disjoint_base
+
 from tonnage._prefetch import PrefetchLoader
 
 __version__: str
@@ -62,6 +64,7 @@ class PySafeSlice:
     def get_dtype(self) -> str: ...
     def __getitem__(self, key: Any, /) -> Any: ...
 
+@disjoint_base
 class safe_open:
     def __new__(
         cls,
