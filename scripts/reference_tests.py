@@ -166,9 +166,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=RELEASES, help="run one release's tests")
     parser.add_argument("-v", "--verbose", action="store_true", help="show each failure's text")
-    parser.add_argument(
-        "--carry", type=Path, help="only bring the tests for a GPU into this folder"
-    )
+    parser.add_argument("--carry", type=Path, help="only bring the tests for a GPU here")
     arguments = parser.parse_args()
     WORK.mkdir(parents=True, exist_ok=True)
     if arguments.carry:
