@@ -341,7 +341,7 @@ class Checkpoint(Mapping[str, TensorRef]):
                 `(done, total)` in bytes, or a tqdm class or bar.
             verify: compare what is read with the files' checksums: every 8 MiB chunk that holds a
                 byte of a tensor that is loaded. Files without checksums are refused; `save(...,
-                checksums=True)` and `tonnage checksum add` make them. For loads to the host.
+                checksums=True)` and `tonnage checksum add` make them.
 
         Returns:
             The tensors by name, in file order; with `into`, those that were filled.
@@ -357,8 +357,6 @@ class Checkpoint(Mapping[str, TensorRef]):
         `report` tells what was done.
         """
         options = _load.Options(framework, device, dtype, threads, staging, strategy, verify)
-        if verify and str(device) != "cpu":
-            raise _errors.usage("verify=True is for loads to the host")
         if into is not None:
             return _load.load_into(self, select, into, strict, options, progress)
         if strict is not None:

@@ -335,14 +335,16 @@ class Run:
         settings: Settings,
         total: int,
         progress: Progress | None = None,
+        verify: Sequence[int] | None = None,
     ) -> None:
         self._handle, self._targets, self._progress = handle, targets, progress
         self._makes = [one.makes() for one in targets]
         self._places: dict[int, _Place] = {}
         self._ready: list[int] = []
         names = list(dict.fromkeys(one.id for one in targets))
+        checked = None if verify is None else (handle, verify)
         self._transfer = _Transfer(
-            names, settings.staging, settings.threads, settings.strategy, total
+            names, settings.staging, settings.threads, settings.strategy, total, checked
         )
         self._host = HostPeak()
 
@@ -409,6 +411,10 @@ class Run:
             return holder
         makes = self._makes[at]
         return makes.empty(part) if holder is None else makes.within(holder, offset, part)
+
+    def verify(self) -> None:
+        """Compares what no tensor covers of the chunks that were read, where `verify` was given."""
+        self._transfer.rest()
 
     def report(self) -> Done:
         """What was done so far."""

@@ -244,7 +244,9 @@ def read_portion(
     with _without_collection(len(items)):
         slots = [arrays.empty(one.wanted, one.shape) for one in items]
         jobs = [job(one, slot.target, slot.spread) for one, slot in zip(items, slots, strict=True)]
-    run = checkpoint._handle.read(jobs, options.threads, progress, cancel, options.verify)
+    run = checkpoint._handle.read(
+        jobs, options.threads, progress, cancel, options.verify, options.strategy
+    )
     report.add(_device.Done(*run))
     finished = {
         one.name: arrays.finish(slot, one.wanted, one.shape)
@@ -310,13 +312,15 @@ def _load_to(
         return {}
     total = sum(part.nbytes for part, _ in parts)
     places = [targets[at] for at in by_engine]
-    run = _device.Run(checkpoint._handle, places, options.settings, total, bar.at(0))
+    verify = [part.position for part, _ in parts] if options.verify else None
+    run = _device.Run(checkpoint._handle, places, options.settings, total, bar.at(0), verify)
     loaded: dict[str, Any] = {}
     try:
         run.submit(parts)
         while (tags := run.landed()) is not None:
             for tag in tags:
                 loaded[items[tag].name] = run.tensor(tag)
+        run.verify()
         report.add(run.report())
     finally:
         run.close()
@@ -396,7 +400,9 @@ def load_into(
     with _Bar(progress, total, "load") as bar:
         direct = [job(fit.item, fit.target, False) for fit in fits if fit.target is not None]
         if direct:
-            run = checkpoint._handle.read(direct, options.threads, bar.at(0), None, options.verify)
+            run = checkpoint._handle.read(
+                direct, options.threads, bar.at(0), None, options.verify, options.strategy
+            )
             report.add(_device.Done(*run))
         reached = [fit for fit in fits if fit.target is None and fit.device is not None]
         _fill(checkpoint, reached, options, report, bar)
@@ -436,13 +442,16 @@ def _fill(
         return
     targets = [_device.Target("engine", name, name, _device.PLAIN) for name in where]
     total = sum(fit.item.nbytes for fit in fits)
-    run = _device.Run(checkpoint._handle, targets, options.settings, total, bar.at(report.bytes))
+    verify = [fit.item.position for fit in fits] if options.verify else None
+    at = bar.at(report.bytes)
+    run = _device.Run(checkpoint._handle, targets, options.settings, total, at, verify)
     try:
         for tag, fit in enumerate(fits):
             if fit.device is not None and fit.item.nbytes:
                 run.submit_into(_device.part_of(tag, fit.item), fit.device, fit.place)
         while run.landed() is not None:
             pass
+        run.verify()
         report.add(run.report())
     finally:
         run.close()

@@ -232,3 +232,27 @@ def test_a_device_tensor_is_handed_over_where_it_is(model: Path, vulkan: str) ->
     # Capsules that nobody takes let go of the memory.
     assert "dltensor" in repr(tensor.__dlpack__())
     assert "dltensor_versioned" in repr(tensor.__dlpack__(max_version=(1, 1)))
+
+
+def test_checksums_are_compared_on_the_way_to_a_device(tmp_path: Path, vulkan: str) -> None:
+    path = tmp_path / "m.safetensors"
+    data = {f"t{i}": np.arange(300_000 + i, dtype="float32") for i in range(9)}
+    tonnage.save(data, path, checksums=True)
+    checkpoint = tonnage.open(path)
+    for select in (None, "t3"):
+        found = checkpoint.load(select, device=vulkan, verify=True)
+        assert all(np.array_equal(found[name].numpy(), data[name]) for name in found)
+    ref = checkpoint["t8"]
+    content = bytearray(path.read_bytes())
+    content[ref.offset + 5] ^= 1
+    path.write_bytes(content)
+    damaged = tonnage.open(path)
+    damaged.load(device=vulkan)
+    with pytest.raises(tonnage.FormatError) as caught:
+        damaged.load(device=vulkan, verify=True)
+    assert caught.value.code == "CHECKSUM_MISMATCH"
+    assert "t8" in str(caught.value), "the last chunk holds few tensors, which are all named"
+    plain = tmp_path / "plain.safetensors"
+    tonnage.save({"a": data["t0"]}, plain)
+    with pytest.raises(tonnage.UsageError, match="no checksums"):
+        tonnage.open(plain).load(device=vulkan, verify=True)

@@ -388,3 +388,19 @@ def test_stream_tells_of_a_failed_read(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(tonnage.StorageError):
         list(checkpoint.stream())
+
+
+@pytest.mark.parametrize("strategy", ["auto", "lazy", "direct", "buffered", "mmap"])
+def test_a_load_to_the_host_reads_as_it_is_asked_and_says_why(
+    tmp_path: Path, strategy: str
+) -> None:
+    path = tmp_path / "m.safetensors"
+    data = np.arange(1 << 20, dtype="float32")
+    tonnage.save({"a": data, "b": data[:7]}, path)
+    checkpoint = tonnage.open(path)
+    loaded = checkpoint.load(framework="numpy", strategy=strategy)
+    assert all((loaded[name] == data[: len(loaded[name])]).all() for name in ("a", "b"))
+    assert checkpoint.report is not None
+    assert checkpoint.report.reason
+    with pytest.raises(tonnage.UsageError, match="strategy"):
+        checkpoint.load(framework="numpy", strategy="fastest")

@@ -116,6 +116,47 @@ impl Checkpoint {
     }
 }
 
+/// Compares what others read with the checksums of files: see [`Checkpoint::watch`].
+#[derive(Clone)]
+pub struct Watch(Arc<Verifying>);
+
+impl std::fmt::Debug for Watch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Watch").finish_non_exhaustive()
+    }
+}
+
+impl Checkpoint {
+    /// As [`Checkpoint::verified`], for reading that goes on elsewhere, such as a pipeline's: it is given
+    /// [`Watch::check`], its error goes through [`Watch::named`], and [`Watch::rest`] follows it.
+    ///
+    /// # Errors
+    /// `NO_CHECKSUMS`, `CHECKSUM_FORM`, `CHECKSUM_STALE`.
+    pub fn watch(&self, files: impl IntoIterator<Item = usize>) -> Result<Watch> {
+        Verifying::new(self, files).map(|verifying| Watch(Arc::new(verifying)))
+    }
+}
+
+impl Watch {
+    /// What looks at the bytes that are read.
+    pub fn check(&self) -> Arc<dyn Check + Send + Sync> {
+        Arc::clone(&self.0) as _
+    }
+
+    /// Reads and compares the rest of the chunks of which a byte was read.
+    ///
+    /// # Errors
+    /// What the system said; `CHECKSUM_MISMATCH`, still to be [named](Watch::named).
+    pub fn rest(&self, options: &Options<'_>) -> Result<()> {
+        self.0.rest(options)
+    }
+
+    /// The error, with the tensors where it is about a chunk.
+    pub fn named(&self, checkpoint: &Checkpoint, error: Error) -> Error {
+        self.0.named(checkpoint, error)
+    }
+}
+
 /// Verifies what is read: for each file its checker.
 pub(crate) struct Verifying {
     /// By the address of the source, as sources are told apart.

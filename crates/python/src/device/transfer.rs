@@ -6,14 +6,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use pyo3::prelude::*;
+use tonnage::checksums::Watch;
 use tonnage::device::DeviceId;
 use tonnage::engine::{
-    Cancel, DeviceReport, Failed, Pipeline, PipelineOptions, Progress, Strategy,
+    self, Cancel, DeviceReport, Failed, Options, Pipeline, PipelineOptions, Progress, Strategy,
 };
 
 use super::pieces::{Job, pieces};
 use super::{memory, open};
-use crate::paved::failure::{raise_about, usage};
+use crate::paved::failure::{raise, raise_about, usage};
 use crate::paved::handle::Handle;
 
 /// How long a wait for the engine is before signals are looked at and a callback is told.
@@ -32,6 +33,8 @@ pub struct Transfer {
     total: u64,
     /// Names of the tensors under way, for messages.
     names: Mutex<HashMap<u64, String>>,
+    /// Compares what is read with checksums, if that was asked for.
+    watch: Option<(Watch, Py<Handle>)>,
 }
 
 fn failed(failed: Failed, names: &HashMap<u64, String>) -> PyErr {
@@ -56,6 +59,11 @@ impl Transfer {
     }
 
     fn failed(&self, error: Failed) -> PyErr {
+        if let (Some((watch, handle)), engine::Error::Corrupt { .. }) = (&self.watch, error.error())
+        {
+            let error = error.into_error().into();
+            return raise(&watch.named(&handle.get().checkpoint, error));
+        }
         failed(
             error,
             &self.names.lock().unwrap_or_else(PoisonError::into_inner),
@@ -65,8 +73,10 @@ impl Transfer {
 
 #[pymethods]
 impl Transfer {
-    /// A transfer to these devices, with so many bytes of staging memory; `total` bytes are to come.
+    /// A transfer to these devices, with so many bytes of staging memory; `total` bytes are to come. With
+    /// `verify`, a checkpoint and positions of tensors in it, their files' checksums are compared.
     #[new]
+    #[pyo3(signature = (devices, staging, threads, strategy, total, verify = None))]
     fn new(
         py: Python<'_>,
         devices: Vec<String>,
@@ -74,7 +84,17 @@ impl Transfer {
         threads: Option<usize>,
         strategy: &str,
         total: u64,
+        verify: Option<(Py<Handle>, Vec<usize>)>,
     ) -> PyResult<Self> {
+        let watch = match verify {
+            Some((handle, positions)) => {
+                let checkpoint = &handle.get().checkpoint;
+                let files = positions.iter().filter_map(|&at| checkpoint.at(at));
+                let watch = checkpoint.watch(files.map(|tensor| tensor.file()));
+                Some((watch.map_err(|e| raise(&e))?, handle))
+            }
+            None => None,
+        };
         let opened = devices
             .iter()
             .map(|name| open::device(py, name))
@@ -93,6 +113,7 @@ impl Transfer {
                 count.fetch_max(progress.done, Ordering::Relaxed);
             })),
             total: Some(total),
+            check: watch.as_ref().map(|(watch, _)| watch.check()),
             ..PipelineOptions::default()
         };
         let started = py.detach(|| Pipeline::start(opened, options));
@@ -103,6 +124,7 @@ impl Transfer {
             done,
             total,
             names: Mutex::default(),
+            watch,
         })
     }
 
@@ -159,6 +181,20 @@ impl Transfer {
                 landed => return Ok(landed.map(|landed| landed.tags)),
             }
         }
+    }
+
+    /// Compares the rest of the chunks of which a byte was read, once everything has landed.
+    fn rest(&self, py: Python<'_>) -> PyResult<()> {
+        let Some((watch, handle)) = &self.watch else {
+            return Ok(());
+        };
+        let checkpoint = &handle.get().checkpoint;
+        let options = Options {
+            cancel: Some(&self.cancel),
+            ..Options::default()
+        };
+        py.detach(|| watch.rest(&options))
+            .map_err(|e| raise(&watch.named(checkpoint, e)))
     }
 
     /// What was done so far.

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyTuple};
+use tonnage::engine::UnknownStrategy;
 use tonnage::storage::{PrivateMap, Source};
 use tonnage::{Checkpoint, Error, OpenOptions, TensorRef};
 
@@ -212,7 +213,12 @@ impl Handle {
     }
 
     /// Reads tensors and slices into the buffers of the jobs.
-    #[pyo3(signature = (jobs, threads = None, progress = None, cancel = None, verify = false))]
+    #[pyo3(signature = (jobs, threads = None, progress = None, cancel = None, verify = false,
+           strategy = "auto"))]
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "called by functions that have names for them"
+    )]
     fn read(
         &self,
         py: Python<'_>,
@@ -221,7 +227,11 @@ impl Handle {
         progress: Option<Bound<'_, PyAny>>,
         cancel: Option<&CancelFlag>,
         verify: bool,
+        strategy: &str,
     ) -> PyResult<Done> {
+        let strategy = strategy
+            .parse()
+            .map_err(|e: UnknownStrategy| usage("STRATEGY", &e.to_string()))?;
         let request = Request {
             total: 0,
             threads,
@@ -230,7 +240,7 @@ impl Handle {
             python: self.runs_python,
             slow: false,
         };
-        read(py, &self.checkpoint, jobs, request, verify)
+        read(py, &self.checkpoint, jobs, request, strategy, verify)
     }
 
     /// The bytes of the tensor at a position.

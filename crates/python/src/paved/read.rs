@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use pyo3::exceptions::PyBufferError;
 use pyo3::prelude::*;
-use tonnage::engine::Options;
+use tonnage::engine::{Options, Strategy};
 use tonnage::{Checkpoint, Dtype, Slice};
 
 use super::failure::usage;
@@ -22,8 +22,8 @@ pub type Job<'py> = (
     Option<String>,
 );
 
-/// Seconds, bytes read, threads, strategy, bytes of staging memory.
-pub type Done = (f64, u64, usize, &'static str, u64);
+/// Seconds, bytes read, threads, strategy, bytes of staging memory, why that strategy.
+pub type Done = (f64, u64, usize, &'static str, u64, &'static str);
 
 /// A job whose buffer is held.
 struct Held {
@@ -89,6 +89,7 @@ pub fn read(
     checkpoint: &Checkpoint,
     jobs: Vec<Job<'_>>,
     request: Request<'_>,
+    strategy: Strategy,
     verify: bool,
 ) -> PyResult<Done> {
     let mut held = Vec::with_capacity(jobs.len());
@@ -102,6 +103,10 @@ pub fn read(
         .sum();
     let request = Request { total, ..request };
     run(py, request, |options| {
+        let options = &Options {
+            strategy,
+            ..*options
+        };
         if !verify {
             return read_all(checkpoint, &mut held, options);
         }
@@ -128,7 +133,8 @@ fn read_all(
         report.bytes,
         report.threads,
         report.strategy,
-        0,
+        report.peak_staging,
+        report.reason,
     );
     for job in jobs.iter_mut().filter(|job| !job.is_plain()) {
         read_part(checkpoint, job, options, &mut done)?;
