@@ -186,6 +186,8 @@ def test_a_copy_that_fails_names_its_tensor(model: Path, fault: str) -> None:
 def test_ctrl_c_ends_a_load_soon(model: Path) -> None:
     script = """
         import os, signal, threading, time
+        # A background job of a shell inherits that SIGINT is ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         checkpoint = tonnage.open(sys.argv[1])
         pressed = []
 
@@ -193,9 +195,11 @@ def test_ctrl_c_ends_a_load_soon(model: Path) -> None:
             pressed.append(time.monotonic())
             os.kill(os.getpid(), signal.SIGINT)
 
-        threading.Timer(0.3, press).start()
+        # Under way: a signal before that would end the program, not the load.
+        timer = threading.Timer(0.2, press)
+        begin = lambda done, total: timer.ident or timer.start()
         try:
-            checkpoint.load(device="cuda:0", staging="1MiB", threads=1)
+            checkpoint.load(device="cuda:0", staging="1MiB", threads=1, progress=begin)
         except KeyboardInterrupt:
             print(time.monotonic() - pressed[0])
         del checkpoint
