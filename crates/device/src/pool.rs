@@ -44,6 +44,8 @@ const LOOK: Duration = Duration::from_millis(20);
 /// How long idle slots are kept: a program that loads one file after the other locks their pages once, which
 /// takes longer than to read into them; and soon after the last file the memory is the system's again.
 const LINGER: Duration = Duration::from_secs(5);
+/// How often the thread that frees them looks whether the pool is still there.
+const SWEEP: Duration = Duration::from_millis(50);
 
 /// What was granted: slots that were idle, and how many more to make after freeing these.
 struct Grant {
@@ -249,7 +251,14 @@ impl Pool {
 fn sweep(pool: &Weak<Pool>) {
     let mut wait = LINGER;
     loop {
-        thread::sleep(wait);
+        let begun = Instant::now();
+        while begun.elapsed() < wait {
+            thread::sleep(SWEEP.min(wait));
+            // A pool that is gone has freed its slots: its thread must not outlive it for long.
+            if pool.strong_count() == 0 {
+                return;
+            }
+        }
         let Some(pool) = pool.upgrade() else { return };
         let mut state = pool.lock();
         if state.lent == 0 {
