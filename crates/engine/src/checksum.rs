@@ -3,8 +3,8 @@
 //!
 //! Bytes come in blocks, from several threads and in any order; a block may begin and end anywhere. The sum
 //! of a chunk is put together from those of its pieces, so no byte is looked at twice and none waits for
-//! another. Summing takes a twentieth of the time that a disk takes, and happens on the thread that has the
-//! block in its cache, while other threads wait for the disk.
+//! another. Summing happens on the thread that has the block in its cache, while other threads wait for the
+//! disk: a core sums 3 to 6 GB/s.
 
 use std::collections::HashMap;
 use std::fmt;

@@ -2,8 +2,7 @@
 //!
 //! There are two ways to a sink. A file that is to be durable on a local disk is written past the page
 //! cache ([`Sink::direct`]): the bytes are gathered in aligned staging blocks, a block a thread, and go to
-//! the disk from there. Measured: blocks of 4 MiB from two threads are at the disk's limit, and the copy
-//! into a block, which stays in the processor's cache, takes a quarter of the time of its write. Everywhere
+//! the disk from there; that was at the disk's own rate where it was measured (BENCHMARKS.md). Everywhere
 //! else large pieces of memory are written from where they lie, and the rest is gathered first.
 
 use tonnage_storage::{DirectWrite, Sink, Source};

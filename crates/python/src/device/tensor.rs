@@ -5,11 +5,12 @@ use std::sync::Arc;
 use pyo3::exceptions::{PyAttributeError, PyBufferError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyTuple};
+use tonnage::device::dlpack::{RawDtype, Tensor};
 use tonnage::device::{Device, DeviceId, Kind, Memory, Pool};
 use tonnage::engine::{self, Downloads};
 use tonnage::{DeviceData, Dtype};
 
-use super::dlpack::{Shown, export};
+use super::dlpack::export;
 use super::memory::Region;
 use crate::paved::failure::{raise, usage};
 
@@ -45,28 +46,21 @@ impl DeviceTensor {
         self.memory.device()
     }
 
-    /// DLPack's dtype and extents.
-    fn shown(&self) -> PyResult<Shown> {
+    /// The tensor in DLPack's terms.
+    fn shown(&self) -> PyResult<Tensor> {
         let lacking = || {
             let text = format!("DLPack has no dtype for {}", self.dtype);
             PyBufferError::new_err(text)
         };
-        let dtype = self.dtype.row().dlpack.ok_or_else(lacking)?;
-        let mut shape = self
-            .shape
-            .iter()
-            .map(|&extent| i64::try_from(extent))
-            .collect::<Result<Vec<i64>, _>>()?;
+        let (code, bits, lanes) = self.dtype.row().dlpack.ok_or_else(lacking)?;
+        let mut shape = self.shape.clone();
         // Lanes are elements that a unit packs, along the last dimension.
-        if let (Some(last), true) = (shape.last_mut(), dtype.2 > 1) {
-            *last /= i64::from(dtype.2);
+        if let (Some(last), true) = (shape.last_mut(), lanes > 1) {
+            *last /= u64::from(lanes);
         }
-        Ok(Shown {
-            memory: Arc::clone(&self.memory),
-            offset: self.offset,
-            dtype,
-            shape,
-        })
+        let dtype = RawDtype { code, bits, lanes };
+        let tensor = Tensor::new(Arc::clone(&self.memory), self.offset, dtype, &shape);
+        tensor.map_err(|e| raise(&e.into()))
     }
 
     /// Its bytes, for whoever writes them.
