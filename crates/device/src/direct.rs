@@ -1,11 +1,15 @@
-//! Devices whose memory the host writes itself: who is at which bytes, and a queue whose copies are over when
-//! they return.
+//! Devices whose memory the host writes itself: who is at which bytes, a queue whose copies are over when
+//! they return, and staging buffers of plain memory.
 
+use std::any::Any;
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use memmap2::{MmapMut, MmapOptions};
+
 use crate::{
-    Cause, Completion, DeviceId, DeviceMemory, Error, Queue, Slot, Stream, Ticket, Transfer,
+    Cause, Completion, DeviceId, DeviceMemory, Error, Queue, Slot, Staging, Stream, Ticket,
+    Transfer,
 };
 
 /// Ranges of one memory that are in use, no two of which overlap.
@@ -132,5 +136,56 @@ impl Queue for DirectQueue {
 
     fn drain(&mut self) -> Result<(), Error> {
         Ok(())
+    }
+}
+
+/// Anonymous memory of the host, zeroed.
+pub(crate) fn map(id: DeviceId, len: u64, doing: &'static str) -> Result<MmapMut, Error> {
+    let refused = || {
+        Error::new(
+            id,
+            doing,
+            Cause::OutOfMemory {
+                needed: len,
+                free: None,
+            },
+        )
+    };
+    let fits = isize::try_from(len)
+        .ok()
+        .and_then(|len| usize::try_from(len).ok());
+    // A map of nothing is refused by the system.
+    let len = fits.ok_or_else(refused)?.max(1);
+    MmapOptions::new()
+        .len(len)
+        .map_anon()
+        .map_err(|_| refused())
+}
+
+/// Anonymous memory of the host as a staging buffer.
+#[derive(Debug)]
+pub(crate) struct HostStaging {
+    map: MmapMut,
+    len: usize,
+}
+
+impl HostStaging {
+    pub(crate) fn new(id: DeviceId, len: usize) -> Result<Self, Error> {
+        let map = map(id, len as u64, "make a staging buffer")?;
+        Ok(HostStaging { map, len })
+    }
+}
+
+impl Staging for HostStaging {
+    fn bytes(&self) -> &[u8] {
+        &self.map[..self.len]
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.map[..self.len]
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
     }
 }

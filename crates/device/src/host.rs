@@ -9,10 +9,10 @@ use std::any::Any;
 use std::ops::Range;
 use std::sync::Arc;
 
-use memmap2::{MmapMut, MmapOptions, MmapRaw};
+use memmap2::MmapRaw;
 
-use crate::direct::{DirectQueue, Ranges};
-use crate::{Cause, Device, DeviceId, DeviceMemory, Error, Info, Memory, Queue, Staging};
+use crate::direct::{DirectQueue, HostStaging, Ranges, map};
+use crate::{Device, DeviceId, DeviceMemory, Error, Info, Memory, Queue, Staging};
 
 /// The host's own memory.
 #[derive(Debug)]
@@ -43,28 +43,6 @@ impl HostDevice {
     }
 }
 
-fn map(len: u64, doing: &'static str) -> Result<MmapMut, Error> {
-    let refused = || {
-        Error::new(
-            DeviceId::HOST,
-            doing,
-            Cause::OutOfMemory {
-                needed: len,
-                free: None,
-            },
-        )
-    };
-    let fits = isize::try_from(len)
-        .ok()
-        .and_then(|len| usize::try_from(len).ok());
-    // A map of nothing is refused by the system.
-    let len = fits.ok_or_else(refused)?.max(1);
-    MmapOptions::new()
-        .len(len)
-        .map_anon()
-        .map_err(|_| refused())
-}
-
 impl Device for HostDevice {
     fn info(&self) -> &Info {
         &self.info
@@ -75,7 +53,7 @@ impl Device for HostDevice {
     }
 
     fn allocate(&self, len: u64) -> Result<Memory, Error> {
-        let map = MmapRaw::from(map(len, "allocate")?);
+        let map = MmapRaw::from(map(DeviceId::HOST, len, "allocate")?);
         Ok(Arc::new(HostMemory {
             map,
             len,
@@ -85,10 +63,7 @@ impl Device for HostDevice {
     }
 
     fn staging(&self, len: usize) -> Result<Box<dyn Staging>, Error> {
-        Ok(Box::new(HostStaging {
-            map: map(len as u64, "make a staging buffer")?,
-            len,
-        }))
+        Ok(Box::new(HostStaging::new(DeviceId::HOST, len)?))
     }
 
     fn queue(&self) -> Result<Box<dyn Queue>, Error> {
@@ -139,26 +114,6 @@ impl DeviceMemory for HostMemory {
 
     fn with_host(&self, range: Range<u64>, fill: &mut dyn FnMut(&mut [u8])) -> bool {
         self.direct && self.with(range, fill)
-    }
-
-    fn as_any(&self) -> &dyn Any {
-        self
-    }
-}
-
-#[derive(Debug)]
-struct HostStaging {
-    map: MmapMut,
-    len: usize,
-}
-
-impl Staging for HostStaging {
-    fn bytes(&self) -> &[u8] {
-        &self.map[..self.len]
-    }
-
-    fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut self.map[..self.len]
     }
 
     fn as_any(&self) -> &dyn Any {

@@ -21,12 +21,11 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use block2::RcBlock;
-use memmap2::{MmapMut, MmapOptions};
 use objc2::rc::Retained;
 use objc2::runtime::ProtocolObject;
 use objc2_metal::{MTLBuffer, MTLCreateSystemDefaultDevice, MTLDevice, MTLResourceOptions};
 
-use crate::direct::{DirectQueue, Ranges};
+use crate::direct::{DirectQueue, HostStaging, Ranges};
 use crate::{Cause, Device, DeviceId, DeviceMemory, Error, Info, Kind, Memory, Queue, Staging};
 
 // The system's default device is found only where this is linked too.
@@ -107,16 +106,7 @@ impl Device for MetalDevice {
     }
 
     fn staging(&self, len: usize) -> Result<Box<dyn Staging>, Error> {
-        let map = MmapOptions::new().len(len.max(1)).map_anon();
-        let refused = |_| {
-            let cause = Cause::OutOfMemory {
-                needed: len as u64,
-                free: None,
-            };
-            Error::new(ID, "make a staging buffer", cause)
-        };
-        let map = map.map_err(refused)?;
-        Ok(Box::new(MetalStaging { map, len }))
+        Ok(Box::new(HostStaging::new(ID, len)?))
     }
 
     fn queue(&self) -> Result<Box<dyn Queue>, Error> {
@@ -245,25 +235,5 @@ impl fmt::Debug for MetalMemory {
         f.debug_struct("MetalMemory")
             .field("len", &self.len)
             .finish_non_exhaustive()
-    }
-}
-
-#[derive(Debug)]
-struct MetalStaging {
-    map: MmapMut,
-    len: usize,
-}
-
-impl Staging for MetalStaging {
-    fn bytes(&self) -> &[u8] {
-        &self.map[..self.len]
-    }
-
-    fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut self.map[..self.len]
-    }
-
-    fn as_any(&self) -> &dyn Any {
-        self
     }
 }
