@@ -39,6 +39,20 @@ if TYPE_CHECKING:
         UsageError,
     )
     from ._load import Report
+    from ._placements import (
+        Blocks,
+        Granular,
+        Heads,
+        Mesh,
+        OnlyRank,
+        Owner,
+        PadTo,
+        Placement,
+        Replicate,
+        Segments,
+        Shard,
+        StridedShard,
+    )
     from ._prefetch import PrefetchLoader, prefetch
     from ._save import Saved, Writer, save
     from ._verify import Finding, Verification, VerifiedFile, verify
@@ -46,6 +60,7 @@ if TYPE_CHECKING:
 # Imported when first used: a program that only wants `tonnage.torch` should start as fast as it
 # can.
 _LAZY = {
+    "Blocks": "_placements",
     "CancelledError": "_errors",
     "Checkpoint": "_checkpoint",
     "DeviceError": "_errors",
@@ -54,15 +69,26 @@ _LAZY = {
     "FileInfo": "_checkpoint",
     "Finding": "_verify",
     "FormatError": "_errors",
+    "Granular": "_placements",
+    "Heads": "_placements",
     "IncompleteLoadWarning": "_errors",
     "LimitError": "_errors",
+    "Mesh": "_placements",
     "MissingShardError": "_errors",
     "Note": "_checkpoint",
+    "OnlyRank": "_placements",
+    "Owner": "_placements",
+    "PadTo": "_placements",
+    "Placement": "_placements",
     "PrefetchLoader": "_prefetch",
+    "Replicate": "_placements",
     "Report": "_load",
     "Saved": "_save",
+    "Segments": "_placements",
+    "Shard": "_placements",
     "SliceError": "_errors",
     "StorageError": "_errors",
+    "StridedShard": "_placements",
     "TensorRef": "_checkpoint",
     "TonnageError": "_errors",
     "UnknownTensorError": "_errors",
@@ -94,6 +120,7 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    "Blocks",
     "CancelledError",
     "Checkpoint",
     "DeviceError",
@@ -103,17 +130,28 @@ __all__ = [
     "FileInfo",
     "Finding",
     "FormatError",
+    "Granular",
+    "Heads",
     "IncompleteLoadWarning",
     "LimitError",
+    "Mesh",
     "MissingShardError",
     "Note",
+    "OnlyRank",
+    "Owner",
+    "PadTo",
+    "Placement",
     "PrefetchLoader",
     "PySafeSlice",
+    "Replicate",
     "Report",
     "SafetensorError",
     "Saved",
+    "Segments",
+    "Shard",
     "SliceError",
     "StorageError",
+    "StridedShard",
     "TensorMeta",
     "TensorRef",
     "TensorSpec",
