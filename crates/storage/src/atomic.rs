@@ -124,6 +124,11 @@ impl AtomicFile {
         &self.target
     }
 
+    /// Where the temporary file lies.
+    pub fn path(&self) -> &Path {
+        self.temp.path()
+    }
+
     /// The temporary file, open for reading and writing.
     pub fn file(&self) -> &File {
         self.temp.file()

@@ -9,6 +9,8 @@
 //!   touches its map only where [`Source::bytes`] is asked for.
 //! * **A file is replaced whole or not at all.** [`AtomicFile`] writes beside its target and renames;
 //!   whatever goes wrong before, the old file is as it was and nothing is left behind.
+//! * **Several processes can fill one file**, each its own ranges ([`SharedFile`]), before its maker gives it
+//!   its name.
 //! * **An error keeps what the system said** ([`Error::kind`], [`Error::raw_os_error`]) and names the
 //!   file. A missing permission is `PermissionDenied`, not `NotFound`.
 //! * **What the page cache has is known and left alone**: [`Source::residency`] says how much of a range is
@@ -47,6 +49,7 @@ mod memory;
 mod mmap;
 pub mod pages;
 mod residency;
+mod shared;
 mod sink;
 mod source;
 pub mod temp;
@@ -61,5 +64,6 @@ pub use kind::StorageKind;
 pub use memory::MemorySource;
 pub use mmap::{MmapSource, PrivateMap};
 pub use residency::Residency;
+pub use shared::{SharedFile, is_coherent};
 pub use sink::{DirectWrite, MemorySink, Sink};
 pub use source::Source;
