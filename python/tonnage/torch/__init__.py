@@ -1,0 +1,40 @@
+"""PyTorch tensors in safetensors files; modules too, with their shared tensors."""
+
+from .._native import (  # noqa: F401
+    SafetensorError,
+    TensorSpec,
+    deserialize,
+    safe_open,
+    serialize,
+    serialize_file,
+)
+from ._files import load, load_file, load_model, save, save_file, save_model
+from ._names import (  # noqa: F401
+    _SIZE,
+    _TYPES,
+    _end_ptr,
+    _evaluate_tensors_for_save,
+    _filter_shared_not_shared,
+    _find_shared_tensors,
+    _flatten,
+    _flatten_as_ptr,
+    _getdtype,
+    _is_complete,
+    _remove_duplicate_names,
+    _to_ndarray,
+    _tobytes,
+    _view2torch,
+    storage_ptr,
+    storage_size,
+)
+
+__all__ = [
+    "load",
+    "load_file",
+    "load_model",
+    "save",
+    "save_file",
+    "save_model",
+    "storage_ptr",
+    "storage_size",
+]
