@@ -32,6 +32,7 @@ pub mod names;
 mod open;
 mod publish;
 mod save;
+pub mod sharded;
 mod shards;
 mod spool;
 pub mod stats;
