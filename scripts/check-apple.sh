@@ -14,7 +14,7 @@ target=${CARGO_TARGET_DIR:-$root/target}
 home=$target/apple
 tools=$home/root
 packages=(rustc-web libstd-rust-web-1.96 libstd-rust-web-dev rust-web-src libllvm22)
-crates=(tonnage-format tonnage-storage tonnage-device tonnage-engine tonnage)
+crates=(tonnage-format tonnage-plan tonnage-storage tonnage-device tonnage-engine tonnage)
 
 stamp="1 ${packages[*]}"
 if [[ ! -f $home/stamp || $(cat "$home/stamp") != "$stamp" ]]; then

@@ -19,6 +19,7 @@ struct Room {
 }
 
 const FORMAT: &str = "tonnage-format";
+const PLAN: &str = "tonnage-plan";
 const STORAGE: &str = "tonnage-storage";
 const ENGINE: &str = "tonnage-engine";
 const DEVICE: &str = "tonnage-device";
@@ -39,6 +40,12 @@ const HOUSE: &[Room] = &[
         rooms: &[],
         // Pure: bytes and numbers in, values out.
         outside: Some(&["serde"]),
+    },
+    Room {
+        name: PLAN,
+        rooms: &[FORMAT],
+        // Pure, as `format` is: requests and plans are JSON, and a plan has a digest.
+        outside: Some(&["blake3", "serde", "serde_json", "smallvec"]),
     },
     Room {
         name: STORAGE,
@@ -67,7 +74,7 @@ const HOUSE: &[Room] = &[
     },
     Room {
         name: FACADE,
-        rooms: &[FORMAT, STORAGE, DEVICE, ENGINE],
+        rooms: &[FORMAT, PLAN, STORAGE, DEVICE, ENGINE],
         // Half precision for conversions; serde for `compat`, whose types are part of its API.
         outside: Some(&["half", "serde", "serde_json"]),
     },
