@@ -38,6 +38,8 @@ pub enum Reason {
     Limit,
     /// A dtype that the table of dtypes does not have.
     Dtype,
+    /// Ranks that say different things of one tensor.
+    Disagree,
     /// Two plans that should be one are not.
     Digest,
 }
@@ -62,6 +64,7 @@ impl Reason {
             Reason::Semantics => "PLAN_SEMANTICS",
             Reason::Limit => "PLAN_LIMIT",
             Reason::Dtype => "PLAN_DTYPE",
+            Reason::Disagree => "PLAN_DISAGREE",
             Reason::Digest => "PLAN_DIGEST",
         }
     }
@@ -85,6 +88,7 @@ impl Reason {
             Reason::Semantics => "the copies bring other elements than was declared",
             Reason::Limit => "the plan is larger than plans may be",
             Reason::Dtype => "the dtype is not known",
+            Reason::Disagree => "ranks say different things of it",
             Reason::Digest => "the plans of two ranks differ",
         }
     }

@@ -12,6 +12,8 @@
 mod build;
 mod error;
 mod expr;
+pub mod io;
+mod json;
 mod limits;
 mod lower;
 mod mesh;
@@ -20,6 +22,7 @@ mod placement;
 mod plan;
 mod request;
 mod rules;
+pub mod save;
 mod table;
 pub mod view;
 
