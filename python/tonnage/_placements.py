@@ -312,21 +312,27 @@ class Segments(Placement):
 @dataclass(frozen=True)
 class Heads(Placement):
     """Dimension `dim` is `heads` heads of `head_dim`; ranks get whole heads. Where there are fewer
-    heads than ranks, several ranks have the same head: `rank // (ranks / heads)`.
+    heads than ranks, several ranks have the same head: `rank // (ranks / heads)`. Where neither
+    divides the other, `uneven="balanced"` gives some ranks one head more than others.
     """
 
     dim: int
     heads: int
     head_dim: int
+    uneven: Literal["error", "balanced"] = "error"
 
     def __post_init__(self) -> None:
         _dim(self.dim)
         _count(self.heads, "heads", 1)
         _count(self.head_dim, "head_dim", 1)
+        if self.uneven not in ("error", "balanced"):
+            text = f"uneven must be 'error' or 'balanced' for heads, not {self.uneven!r}"
+            raise _errors.usage(text, "PLACEMENT")
 
     def to_json(self) -> dict[str, Any]:
-        """`{"heads": {"dim": …, "heads": …, "head_dim": …}}`."""
-        return {"heads": {"dim": self.dim, "heads": self.heads, "head_dim": self.head_dim}}
+        """`{"heads": {"dim": …, "heads": …, "head_dim": …, "uneven"?: …}}`."""
+        made: dict[str, Any] = {"dim": self.dim, "heads": self.heads, "head_dim": self.head_dim}
+        return {"heads": made if self.uneven == "error" else {**made, "uneven": self.uneven}}
 
 
 @dataclass(frozen=True, init=False)

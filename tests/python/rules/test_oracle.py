@@ -1,0 +1,68 @@
+"""Every rank's tensors are those of PyTorch's own sharding of the model that one process loads.
+
+Four gloo processes, started by torchrun, hold the rules to `distribute_tensor(parameter, mesh,
+placements).to_local()`, bit for bit, with the placements that transformers gives the parameters of
+the model in that process group. What transformers itself loads there is no oracle: it shards a
+fused tensor before it splits it, and so gives `hrm_text` wrong rows.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import models
+import pytest
+import tonnage
+from tonnage._rules import hf
+
+RANKS = 4
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny models, saved."""
+    made = tmp_path_factory.mktemp("models")
+    for name in models.MODELS:
+        models.save(name, made / name)
+    return made
+
+
+@pytest.fixture(scope="session")
+def reports(folder: Path) -> list[dict[str, Any]]:
+    """What each rank found, for all cases."""
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={RANKS}"]
+    worker = Path(__file__).with_name("worker.py")
+    quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *launch, str(worker), str(folder)],
+        env={**os.environ, **quiet},
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(RANKS)]
+
+
+@pytest.mark.parametrize(("model", "layout"), models.MEANT)
+def test_every_rank_has_what_pytorch_gives_it(
+    reports: list[dict[str, Any]], model: str, layout: str
+) -> None:
+    for rank, report in enumerate(reports):
+        found = report[f"{model}-{layout}"]
+        assert found["tensors"] > 0, f"rank {rank} has nothing to compare"
+        assert found["wrong"] == [], f"rank {rank}"
+
+
+@pytest.mark.parametrize(("model", "layout"), list(models.MEANINGLESS))
+def test_what_means_nothing_is_refused(folder: Path, model: str, layout: str) -> None:
+    with pytest.raises(tonnage.UsageError) as refused:
+        hf.request(tonnage.open(folder / model), models.LAYOUTS[layout].mesh)
+    assert refused.value.code == "NO_PLAN"
+    assert "rules={pattern" in str(refused.value)
