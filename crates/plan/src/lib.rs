@@ -12,8 +12,6 @@
 mod build;
 mod error;
 mod expr;
-pub mod io;
-mod json;
 mod limits;
 mod lower;
 mod mesh;
