@@ -10,11 +10,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from typing import Any
 
 from tonnage import _errors
-from tonnage._expr import Expr, pick
+from tonnage._expr import Expr
 from tonnage._placements import (
     Blocks,
     Granular,
@@ -28,7 +27,9 @@ from tonnage._placements import (
     StridedShard,
     Uneven,
 )
-from tonnage._rules import stages, styles, targets
+from tonnage._rules import experts as moe
+from tonnage._rules import stages as pipelines
+from tonnage._rules import styles, targets
 from tonnage._rules.targets import Target
 
 
@@ -65,11 +66,8 @@ class Model:
 class Options:
     """How to cut, where a plan leaves it open. See `request`."""
 
-    stages: stages.Cut = "hf"
-    virtual: int = 1
-    renumber: bool = False
-    stage_of: Mapping[str, int] = field(default_factory=dict)
-    experts: str | Sequence[Sequence[int]] = "linear"
+    pipeline: pipelines.Pipeline = field(default_factory=pipelines.Pipeline)
+    experts: moe.Order = "linear"
     vocab: Uneven = "torch"
     row_bias: Placement = field(default_factory=Replicate)
     uneven_heads: bool = False
@@ -93,7 +91,10 @@ def place(model: Model, mesh: Mesh, options: Options) -> list[Target]:
             text = f"no rule says what the axis {axis!r} does; known are {', '.join(sorted(_AXES))}"
             raise _errors.usage(text, "AXIS", found=axis)
     _check_plans(model, mesh)
-    stage = _Stages(model, _size(mesh, "pp"), options) if _size(mesh, "pp") > 1 else None
+    stage = None
+    if _size(mesh, "pp") > 1:
+        ends = pipelines.Ends(model.first, model.layers, model.last, model.label)
+        stage = pipelines.Stages(model.exprs, ends, _size(mesh, "pp"), options.pipeline)
     made = []
     for name, expr in model.exprs.items():
         target = _sharded(model, mesh, options, Target(name, expr))
@@ -196,52 +197,19 @@ def _scaled(placed: Placement, shape: Sequence[int], block: Sequence[int]) -> Pl
 
 def _expert(model: Model, size: int, options: Options, target: Target) -> tuple[Target, Placement]:
     """Whole experts per rank, in the order asked for."""
-    name, given = target.name, options.experts
+    name = target.name
     single = _EXPERT.search(name)
     if single:
-        count = 1 + max(
-            int(found[1]) for found in map(_EXPERT.search, model.exprs) if found is not None
-        )
-        return target, Owner(*_owners(int(single[1]), count, size, given))
+        found = [one for one in map(_EXPERT.search, model.exprs) if one is not None]
+        table = moe.table(1 + max(int(one[1]) for one in found), size, options.experts)
+        return target, Owner(*(rank for rank, own in enumerate(table) if int(single[1]) in own))
     style = styles.style_of(name, model.ep)
     placed = styles.placement(style, name, len(model.shapes[name])) if style else Replicate()
-    if not isinstance(placed, Shard):
+    if not isinstance(placed, Shard) or target.expr is None:
         return target, placed
     count = model.shapes[name][placed.dim]
-    if given == "linear":
-        return target, Shard(placed.dim, "balanced" if count % size else "torch")
-    table = _table(count, size, given)
-    if len({len(one) for one in table}) > 1 and given != "round_robin":
-        text = (
-            f"{name}: every rank must have as many experts as the others, for they are one tensor"
-        )
-        raise _errors.usage(text, "EXPERTS", tensor=name)
-    order = [expert for one in table for expert in one]
-    assert target.expr is not None
-    return replace(target, expr=pick(target.expr, placed.dim, order)), Shard(placed.dim, "balanced")
-
-
-def _table(count: int, size: int, given: str | Sequence[Sequence[int]]) -> list[list[int]]:
-    """The experts of each rank."""
-    if given == "linear":
-        each, rest = divmod(count, size)
-        starts = [rank * each + min(rank, rest) for rank in range(size + 1)]
-        return [list(range(starts[rank], starts[rank + 1])) for rank in range(size)]
-    if given == "round_robin":
-        return [list(range(rank, count, size)) for rank in range(size)]
-    if isinstance(given, str):
-        text = f"experts must be 'linear', 'round_robin' or a list for each rank, not {given!r}"
-        raise _errors.usage(text, "EXPERTS")
-    if len(given) != size:
-        raise _errors.usage(f"{len(given)} lists of experts for ep={size}", "EXPERTS")
-    for expert in (one for owned in given for one in owned):
-        if not 0 <= expert < count:
-            raise _errors.usage(f"expert {expert} is not one of the {count}", "EXPERTS")
-    return [list(owned) for owned in given]
-
-
-def _owners(expert: int, count: int, size: int, given: str | Sequence[Sequence[int]]) -> list[int]:
-    return [rank for rank, owned in enumerate(_table(count, size, given)) if expert in owned]
+    expr, placed = moe.stacked(name, target.expr, placed.dim, count, size, options.experts)
+    return replace(target, expr=expr), placed
 
 
 def _fully_sharded(model: Model, mesh: Mesh, target: Target, inner: Placement, axis: str) -> Target:
@@ -272,46 +240,8 @@ def _no_fsdp(target: Target, inner: Placement) -> Exception:
     return _errors.make("Unsupported", text, code="FSDP", tensor=target.name)
 
 
-class _Stages:
-    """Which pipeline stage has which tensor."""
-
-    def __init__(self, model: Model, size: int, options: Options) -> None:
-        self._model = model
-        self._size = size
-        self._options = options
-        self._pattern = re.compile(rf"{re.escape(model.layers or '')}\.(\d+)\.")
-        numbers = [int(found[1]) for name in model.exprs if (found := self._pattern.match(name))]
-        if model.layers is None or not numbers:
-            where = "no pp_plan" if model.layers is None else f"no tensors under {model.layers}"
-            text = (
-                f"{model.label} has {where}, so nothing says which stage has which layer: "
-                "give rules={pattern: {'pp': Owner(stage)}}"
-            )
-            raise _errors.usage(text, "NO_PLAN", needed="pp_plan")
-        self._owners = stages.owners(max(numbers) + 1, size, options.stages, options.virtual)
-        self._numbers = stages.renumbered(self._owners)
-
-    def placed(self, target: Target) -> Target:
-        """The target, on its stage."""
-        name = target.name
-        found = self._pattern.match(name)
-        if found is None:
-            return target.placed("pp", Owner(self._beside(name)))
-        layer = int(found[1])
-        if self._options.renumber:
-            local = f"{name[: found.start(1)]}{self._numbers[layer]}{name[found.end(1) :]}"
-            target = replace(target, local=local)
-        return target.placed("pp", Owner(self._owners[layer]))
-
-    def _beside(self, name: str) -> int:
-        for pattern, stage in self._options.stage_of.items():
-            if fnmatchcase(name, pattern):
-                return stage
-        for prefixes, stage in ((self._model.first, 0), (self._model.last, self._size - 1)):
-            if any(name == one or name.startswith(f"{one}.") for one in prefixes):
-                return stage
-        text = f"{name} is on no pipeline stage: say stage_of={{pattern: stage}}"
-        raise _errors.usage(text, "NO_STAGE", tensor=name)
+#: A placement that a signature can have as its default.
+_WHOLE = Replicate()
 
 
 def request(
@@ -323,7 +253,14 @@ def request(
     tp_plan: Mapping[str, str] | None = None,
     ep_plan: Mapping[str, str] | None = None,
     unread: targets.Unread | None = None,
-    **options: Any,
+    stages: pipelines.Cut = "hf",
+    virtual: int = 1,
+    renumber: bool = False,
+    stage_of: Mapping[str, int] | None = None,
+    experts: moe.Order = "linear",
+    vocab: Uneven = "torch",
+    row_bias: Placement = _WHOLE,
+    uneven_heads: bool = False,
 ) -> targets.Request:
     """The request that places a model on a mesh as its own parallel plans say.
 
@@ -356,8 +293,22 @@ def request(
     known = replace(
         known, tp={**known.tp, **dict(tp_plan or {})}, ep={**known.ep, **dict(ep_plan or {})}
     )
-    made = place(known, mesh, Options(**options))
+    pipeline = pipelines.Pipeline(stages, virtual, renumber, dict(stage_of or {}))
+    chosen = Options(pipeline, experts, vocab, row_bias, uneven_heads)
+    made = place(known, mesh, chosen)
     allowed = unread
     if allowed is None:
         allowed = [targets.literal(name) for name in known.ignored] or "error"
-    return targets.request(mesh, made, allowed)
+    return targets.request(mesh, made, allowed, _repeated(known, mesh, chosen))
+
+
+def _repeated(model: Model, mesh: Mesh, options: Options) -> targets.Unread:
+    """Experts that several ranks have are read for each of them."""
+    if _size(mesh, "ep") == 1 or isinstance(options.experts, str):
+        return "error"
+    listed = [one for owned in options.experts for one in owned]
+    if len(listed) == len(set(listed)):
+        return "error"
+    copied = [name for name in model.exprs if styles.under(name, model.ep)]
+    names = {one for name in copied for one in model.exprs[name].sources()}
+    return [targets.literal(name) for name in sorted(names)]

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 
 from tonnage import _errors
+from tonnage._placements import Owner
+from tonnage._rules.targets import Target
 
 #: How layers are cut: by a policy, by counts per stage, or by lists of layers per stage.
 Cut = str | Sequence[int] | Sequence[Sequence[int]]
@@ -83,3 +88,66 @@ def renumbered(owner: Sequence[int]) -> Mapping[int, int]:
         made[layer] = seen.get(stage, 0)
         seen[stage] = made[layer] + 1
     return made
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """How a model is cut into stages. See `hf.request`."""
+
+    cut: Cut = "hf"
+    virtual: int = 1
+    renumber: bool = False
+    stage_of: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Ends:
+    """What lies before the layers of a model, and after them, by names of modules."""
+
+    first: tuple[str, ...]
+    layers: str | None
+    last: tuple[str, ...]
+    #: What to call the model in errors.
+    label: str
+
+
+class Stages:
+    """Which pipeline stage has which tensor."""
+
+    def __init__(self, names: Iterable[str], ends: Ends, size: int, pipeline: Pipeline) -> None:
+        self._ends = ends
+        self._size = size
+        self._pipeline = pipeline
+        self._pattern = re.compile(rf"{re.escape(ends.layers or '')}\.(\d+)\.")
+        numbers = [int(found[1]) for name in names if (found := self._pattern.match(name))]
+        if ends.layers is None or not numbers:
+            where = "no pp_plan" if ends.layers is None else f"no tensors under {ends.layers}"
+            text = (
+                f"{ends.label} has {where}, so nothing says which stage has which layer: "
+                "give rules={pattern: {'pp': Owner(stage)}}"
+            )
+            raise _errors.usage(text, "NO_PLAN", needed="pp_plan")
+        self._owners = owners(max(numbers) + 1, size, pipeline.cut, pipeline.virtual)
+        self._numbers = renumbered(self._owners)
+
+    def placed(self, target: Target) -> Target:
+        """The target, on its stage."""
+        name = target.name
+        found = self._pattern.match(name)
+        if found is None:
+            return target.placed("pp", Owner(self._beside(name)))
+        layer = int(found[1])
+        if self._pipeline.renumber:
+            local = f"{name[: found.start(1)]}{self._numbers[layer]}{name[found.end(1) :]}"
+            target = replace(target, local=local)
+        return target.placed("pp", Owner(self._owners[layer]))
+
+    def _beside(self, name: str) -> int:
+        for pattern, stage in self._pipeline.stage_of.items():
+            if fnmatchcase(name, pattern):
+                return stage
+        for prefixes, stage in ((self._ends.first, 0), (self._ends.last, self._size - 1)):
+            if any(name == one or name.startswith(f"{one}.") for one in prefixes):
+                return stage
+        text = f"{name} is on no pipeline stage: say stage_of={{pattern: stage}}"
+        raise _errors.usage(text, "NO_STAGE", tensor=name)
