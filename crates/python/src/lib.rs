@@ -5,6 +5,7 @@
 //! * `dropin`: the reference package's native surface (`safe_open`, `serialize`, …).
 //! * `device`: memory on devices and transfers to it; its file `memory` has `unsafe`.
 //! * `paved`: the native side of `tonnage.open`, `save`, `Writer` and `verify`.
+//! * `plan`: plans of parallel loads, and their loads.
 //!
 //! What a tensor is in each framework lives in Python (`tonnage._adapters`), since that is where the
 //! frameworks live; the native side hands an adapter a buffer, a dtype and a shape.
@@ -14,6 +15,7 @@ mod device;
 mod dropin;
 mod error;
 mod paved;
+mod plan;
 
 use pyo3::prelude::*;
 
@@ -26,6 +28,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     dropin::register(module)?;
     paved::register(module)?;
     device::register(module)?;
+    plan::register(module)?;
     // What is public is said in Python; a list of every name here would say otherwise.
     module.delattr("__all__")
 }

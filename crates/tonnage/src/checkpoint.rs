@@ -235,7 +235,7 @@ impl Checkpoint {
             .ok_or_else(|| Error::from(Reason::DataTruncated))
     }
 
-    fn mapped(&self, file: usize) -> Result<&[u8]> {
+    pub(crate) fn mapped(&self, file: usize) -> Result<&[u8]> {
         let source = &self.sources[file];
         if let Some(bytes) = source.bytes() {
             return Ok(bytes);

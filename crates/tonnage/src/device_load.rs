@@ -213,6 +213,14 @@ pub struct DeviceLoaded {
 }
 
 impl DeviceLoaded {
+    pub(crate) fn new(tensors: Vec<DeviceTensor>, report: DeviceReport) -> Self {
+        DeviceLoaded {
+            tensors,
+            missing: Vec::new(),
+            report,
+        }
+    }
+
     /// The tensors, in the order of their bytes in the files.
     pub fn tensors(&self) -> &[DeviceTensor] {
         &self.tensors
@@ -254,7 +262,7 @@ impl Checkpoint {
         let (map, begin) = (map.into(), Instant::now());
         let (planned, missing) = plan(self, &map, load)?;
         let verifying = self.verifying(&planned, load)?;
-        let run = self.bring(&map, load, &planned, verifying.as_ref());
+        let run = bring(&map, load, &planned, verifying.as_ref());
         let (tensors, run) = run.map_err(|error| self.verified_error(verifying.as_ref(), error))?;
         let report = DeviceReport {
             seconds: begin.elapsed().as_secs_f64(),
@@ -296,44 +304,44 @@ impl Checkpoint {
             None => error,
         }
     }
+}
 
-    fn bring(
-        &self,
-        map: &DeviceMap,
-        load: &DeviceLoad,
-        planned: &[Planned],
-        verifying: Option<&Arc<Verifying>>,
-    ) -> Result<(Vec<DeviceTensor>, DeviceReport)> {
-        let mut regions = Regions::new(map, load, planned)?;
-        let total = planned
-            .iter()
-            .fold(0, |sum: u64, tensor| sum.saturating_add(tensor.wanted()));
-        let pipeline = load.start(map, Some(total), verifying)?;
-        let named = |failed: Failed| about(failed, planned);
-        let mut tensors = Vec::with_capacity(planned.len());
-        let (mut pieces, mut bytes) = (Vec::new(), 0_u64);
-        for (position, tensor) in planned.iter().enumerate() {
-            if load.cancel.is_cancelled() {
-                return Err(tonnage_engine::Error::Cancelled.into());
-            }
-            let (memory, offset, slack) = regions.memory(position, tensor)?;
-            tensor.pieces(&memory, offset, slack, position as u64, &mut pieces);
-            tensors.push(tensor.on_device(memory, offset));
-            bytes = bytes.saturating_add(tensor.wanted());
-            if bytes >= PORTION || pieces.len() >= PORTION_PIECES {
-                pipeline
-                    .submit(std::mem::take(&mut pieces))
-                    .map_err(named)?;
-                bytes = 0;
-            }
+/// Allocates memory for tensors and brings them there.
+pub(crate) fn bring(
+    map: &DeviceMap,
+    load: &DeviceLoad,
+    planned: &[Planned],
+    verifying: Option<&Arc<Verifying>>,
+) -> Result<(Vec<DeviceTensor>, DeviceReport)> {
+    let mut regions = Regions::new(map, load, planned)?;
+    let total = planned
+        .iter()
+        .fold(0, |sum: u64, tensor| sum.saturating_add(tensor.wanted()));
+    let pipeline = load.start(map, Some(total), verifying)?;
+    let named = |failed: Failed| about(failed, planned);
+    let mut tensors = Vec::with_capacity(planned.len());
+    let (mut pieces, mut bytes) = (Vec::new(), 0_u64);
+    for (position, tensor) in planned.iter().enumerate() {
+        if load.cancel.is_cancelled() {
+            return Err(tonnage_engine::Error::Cancelled.into());
         }
-        pipeline.submit(pieces).map_err(named)?;
-        let report = pipeline.finish().map_err(named)?;
-        if let Some(verifying) = verifying {
-            verifying.rest(&load.rest_options())?;
+        let (memory, offset, slack) = regions.memory(position, tensor)?;
+        tensor.pieces(&memory, offset, slack, position as u64, &mut pieces);
+        tensors.push(tensor.on_device(memory, offset));
+        bytes = bytes.saturating_add(tensor.wanted());
+        if bytes >= PORTION || pieces.len() >= PORTION_PIECES {
+            pipeline
+                .submit(std::mem::take(&mut pieces))
+                .map_err(named)?;
+            bytes = 0;
         }
-        Ok((tensors, report))
     }
+    pipeline.submit(pieces).map_err(named)?;
+    let report = pipeline.finish().map_err(named)?;
+    if let Some(verifying) = verifying {
+        verifying.rest(&load.rest_options())?;
+    }
+    Ok((tensors, report))
 }
 
 /// What a pipeline failed of, with the tensor's name.

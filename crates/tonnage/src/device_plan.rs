@@ -6,13 +6,15 @@ use tonnage_device::Memory;
 use tonnage_engine::{Cast, Piece};
 use tonnage_format::Dtype;
 use tonnage_format::slice::{Runs, runs, shape_of};
-use tonnage_storage::Source;
+use tonnage_plan::Local;
+use tonnage_storage::{MemorySource, Source};
 
 use crate::cast::{cast, cast_len, castable};
 use crate::checkpoint::Checkpoint;
 use crate::device_load::{DeviceLoad, DeviceMap, DeviceTensor};
 use crate::error::{Error, Result};
 use crate::names::near;
+use crate::plan::device::{self, Copies};
 use crate::tensor::TensorRef;
 
 /// A tensor that goes to a device.
@@ -31,6 +33,8 @@ pub(crate) struct Planned {
     offset: u64,
     byte_len: u64,
     runs: Option<Runs>,
+    /// What it is made of instead, where a plan says so.
+    copies: Option<Arc<Copies>>,
     cast: Option<Arc<dyn Cast>>,
 }
 
@@ -99,6 +103,36 @@ impl Planned {
             offset: tensor.offset(),
             byte_len,
             runs,
+            copies: None,
+            cast: (from != to).then(|| Arc::new(FloatCast { from, to }) as Arc<dyn Cast>),
+        })
+    }
+
+    /// A tensor of a plan, which takes `len` bytes as `to`.
+    pub fn of_local(
+        local: &Local,
+        to: Dtype,
+        len: u64,
+        device: usize,
+        copies: Copies,
+    ) -> Result<Self> {
+        let from = local.dtype;
+        let nothing = || Arc::new(MemorySource::new(Vec::new(), "<nothing>")) as Arc<dyn Source>;
+        let source = copies
+            .first()
+            .map_or_else(nothing, |(source, _)| Arc::clone(source));
+        Ok(Planned {
+            name: local.name.to_string(),
+            dtype: to,
+            shape: local.shape.to_vec(),
+            device,
+            len,
+            file: 0,
+            source,
+            offset: 0,
+            byte_len: copies.iter().map(|(_, copy)| copy.bytes()).sum(),
+            runs: None,
+            copies: Some(Arc::new(copies)),
             cast: (from != to).then(|| Arc::new(FloatCast { from, to }) as Arc<dyn Cast>),
         })
     }
@@ -121,6 +155,19 @@ impl Planned {
                 tag,
             )
         };
+        if let Some(copies) = &self.copies {
+            if copies.is_empty() {
+                into.push(plain(0, 0, at));
+            }
+            for (source, copy) in copies.iter() {
+                let of_source = |offset, len, place| Piece {
+                    source: Arc::clone(source),
+                    ..plain(offset, len, at.saturating_add(self.out(place)))
+                };
+                device::pieces(copy, &of_source, &|len| self.out(len), into);
+            }
+            return;
+        }
         let Some(runs) = &self.runs else {
             into.push(Piece {
                 slack,

@@ -44,6 +44,7 @@ enum Cause {
     Format(format::Error),
     Storage(storage::Error),
     Device(tonnage_device::Error),
+    Plan(tonnage_plan::Error),
     Cancelled,
     Usage { code: &'static str, text: String },
 }
@@ -97,6 +98,11 @@ impl Error {
             Cause::Device(_) => ErrorKind::Device,
             Cause::Cancelled => ErrorKind::Cancelled,
             Cause::Usage { .. } => ErrorKind::Usage,
+            Cause::Plan(error) => match error.reason() {
+                tonnage_plan::Reason::Limit => ErrorKind::Limit,
+                tonnage_plan::Reason::Dtype => ErrorKind::Unsupported,
+                _ => ErrorKind::Usage,
+            },
             Cause::Format(error) => match error.class() {
                 Class::Malformed => ErrorKind::Format,
                 Class::Limit => ErrorKind::Limit,
@@ -108,7 +114,7 @@ impl Error {
 
     /// A stable code for machines: a reason of the specification such as `HOLE`, or `IO`, `CANCELLED`,
     /// `AMBIGUOUS`, `BUFFER_SIZE`, `WRITER`, `SIZE`, `SELECT`; of devices `DEVICE`, `DEVICE_MEMORY`, `NO_DEVICE`,
-    /// `DEVICE_UNSUPPORTED`.
+    /// `DEVICE_UNSUPPORTED`; of plans those that begin with `PLAN_`.
     pub fn code(&self) -> &'static str {
         match &self.0.cause {
             Cause::Format(error) => error.code(),
@@ -120,6 +126,7 @@ impl Error {
                 DeviceCause::Unsupported(_) => "DEVICE_UNSUPPORTED",
                 DeviceCause::Driver { .. } | DeviceCause::Invalid(_) => "DEVICE",
             },
+            Cause::Plan(error) => error.code(),
             Cause::Cancelled => "CANCELLED",
             Cause::Usage { code, .. } => code,
         }
@@ -143,7 +150,11 @@ impl Error {
     /// The tensor concerned.
     pub fn tensor(&self) -> Option<&str> {
         let told = self.0.about.as_ref().map(|(tensor, _)| tensor.as_str());
-        self.format().and_then(format::Error::tensor_name).or(told)
+        let known = match &self.0.cause {
+            Cause::Plan(error) => error.tensor_name(),
+            _ => self.format().and_then(format::Error::tensor_name),
+        };
+        known.or(told)
     }
 
     /// The bytes of the file that were being read.
@@ -153,12 +164,18 @@ impl Error {
 
     /// What was found; empty where that says nothing.
     pub fn found(&self) -> &str {
-        self.format().map_or("", format::Error::found_text)
+        match &self.0.cause {
+            Cause::Plan(error) => error.found_text(),
+            _ => self.format().map_or("", format::Error::found_text),
+        }
     }
 
     /// What was needed; empty where that says nothing.
     pub fn needed(&self) -> &str {
-        self.format().map_or("", format::Error::needed_text)
+        match &self.0.cause {
+            Cause::Plan(error) => error.needed_text(),
+            _ => self.format().map_or("", format::Error::needed_text),
+        }
     }
 
     /// What the system said, with its kind and number.
@@ -198,6 +215,7 @@ impl fmt::Display for Error {
             Cause::Format(error) => error.fmt(f)?,
             Cause::Storage(error) => error.fmt(f)?,
             Cause::Device(error) => error.fmt(f)?,
+            Cause::Plan(error) => error.fmt(f)?,
             Cause::Cancelled => f.write_str("cancelled")?,
             Cause::Usage { text, .. } => f.write_str(text)?,
         }
@@ -232,6 +250,7 @@ impl std::error::Error for Error {
             Cause::Format(error) => Some(error),
             Cause::Storage(error) => Some(error),
             Cause::Device(error) => Some(error),
+            Cause::Plan(error) => Some(error),
             Cause::Cancelled | Cause::Usage { .. } => None,
         }
     }
@@ -258,6 +277,12 @@ impl From<storage::Error> for Error {
 impl From<tonnage_device::Error> for Error {
     fn from(error: tonnage_device::Error) -> Self {
         Error::new(Cause::Device(error))
+    }
+}
+
+impl From<tonnage_plan::Error> for Error {
+    fn from(error: tonnage_plan::Error) -> Self {
+        Error::new(Cause::Plan(error))
     }
 }
 

@@ -30,6 +30,7 @@ mod error;
 mod load;
 pub mod names;
 mod open;
+pub mod plan;
 mod publish;
 mod save;
 pub mod sharded;

@@ -68,6 +68,8 @@ pub struct Report {
     pub seconds: f64,
     /// Bytes read from the files.
     pub bytes_read: u64,
+    /// Bytes of the files that the tensors are made of, where a plan says what is read; else 0.
+    pub bytes_needed: u64,
     /// Threads that worked.
     pub threads: usize,
     /// The way taken: "direct", "buffered", "direct and buffered", "mmap", "memory", "lazy", or "several".
@@ -121,6 +123,15 @@ pub struct Loaded {
 }
 
 impl Loaded {
+    /// Tensors in one piece of memory.
+    pub(crate) fn new(buffer: HostBuffer, tensors: Vec<LoadedTensor>, report: Report) -> Self {
+        Loaded {
+            buffer,
+            tensors,
+            report,
+        }
+    }
+
     /// The tensors in the order of their bytes in the files, each with its bytes.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (&LoadedTensor, &[u8])> + '_ {
         self.tensors
@@ -344,7 +355,7 @@ impl Checkpoint {
 
 /// The next place for a tensor from `end` on. Where that keeps [`ALIGN`], a large tensor lies in memory as it lies
 /// in its file, modulo a page: a disk can then write to it without a copy.
-fn agreeing(end: u64, len: u64, offset: u64) -> Option<u64> {
+pub(crate) fn agreeing(end: u64, len: u64, offset: u64) -> Option<u64> {
     const LARGE: u64 = 1 << 20;
     const PAGE: u64 = 4096;
     let next = end.checked_next_multiple_of(ALIGN)?;

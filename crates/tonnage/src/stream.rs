@@ -84,6 +84,19 @@ impl Checkpoint {
         let (planned, missing) = plan(self, &map, &stream.load)?;
         let order = order(&planned, &stream.order)?;
         let verifying = self.verifying(&planned, &stream.load)?;
+        DeviceStream::start(map, stream, planned, order, verifying, missing)
+    }
+}
+
+impl DeviceStream {
+    pub(crate) fn start(
+        map: DeviceMap,
+        stream: &Stream,
+        planned: Vec<Planned>,
+        order: Vec<usize>,
+        verifying: Option<Arc<Verifying>>,
+        missing: Vec<String>,
+    ) -> Result<Self> {
         let total = planned
             .iter()
             .fold(0, |sum: u64, tensor| sum.saturating_add(tensor.wanted()));
@@ -109,7 +122,7 @@ impl Checkpoint {
 }
 
 /// Positions in the order that is asked for.
-fn order(planned: &[Planned], order: &Order) -> Result<Vec<usize>> {
+pub(crate) fn order(planned: &[Planned], order: &Order) -> Result<Vec<usize>> {
     let Order::Given(names) = order else {
         return Ok((0..planned.len()).collect());
     };

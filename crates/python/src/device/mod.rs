@@ -10,11 +10,11 @@
 
 mod arrange;
 mod dlpack;
-mod memory;
+pub mod memory;
 mod open;
 mod pieces;
 pub mod tensor;
-mod transfer;
+pub mod transfer;
 
 use pyo3::prelude::*;
 use tonnage::DeviceData;

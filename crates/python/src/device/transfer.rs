@@ -9,7 +9,8 @@ use pyo3::prelude::*;
 use tonnage::checksums::Watch;
 use tonnage::device::DeviceId;
 use tonnage::engine::{
-    self, Cancel, DeviceReport, Failed, Options, Pipeline, PipelineOptions, Progress, Strategy,
+    self, Cancel, DeviceReport, Failed, Options, Piece, Pipeline, PipelineOptions, Progress,
+    Strategy,
 };
 
 use super::pieces::{Job, pieces};
@@ -56,6 +57,22 @@ impl Transfer {
             .unwrap_or_else(PoisonError::into_inner)
             .clone();
         pipeline.ok_or_else(|| usage("CLOSED", "the transfer was closed"))
+    }
+
+    /// Takes pieces in, with the names of their tags' tensors.
+    pub fn give(
+        &self,
+        py: Python<'_>,
+        pieces: Vec<Piece>,
+        names: impl IntoIterator<Item = (u64, String)>,
+    ) -> PyResult<()> {
+        let pipeline = self.get()?;
+        self.names
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .extend(names);
+        py.detach(|| pipeline.submit(pieces))
+            .map_err(|e| self.failed(e))
     }
 
     fn failed(&self, error: Failed) -> PyErr {
@@ -130,7 +147,6 @@ impl Transfer {
 
     /// Gives jobs, which are brought in this order. Returns at once.
     fn submit(&self, py: Python<'_>, handle: &Handle, jobs: Vec<Job<'_>>) -> PyResult<()> {
-        let pipeline = self.get()?;
         let mut all = Vec::with_capacity(jobs.len());
         let mut named = Vec::with_capacity(jobs.len());
         for job in &jobs {
@@ -138,12 +154,7 @@ impl Transfer {
             let name = handle.checkpoint.at(job.0).map(|tensor| tensor.name());
             named.push((job.1, name.unwrap_or_default().to_owned()));
         }
-        self.names
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .extend(named);
-        py.detach(|| pipeline.submit(all))
-            .map_err(|e| self.failed(e))
+        self.give(py, all, named)
     }
 
     /// What is submitted from now on is written after what this stream of a device has been given so far.

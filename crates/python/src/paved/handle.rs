@@ -58,6 +58,11 @@ impl Handle {
         }
     }
 
+    /// Whether reading runs Python code, which may be slow.
+    pub fn runs_python(&self) -> bool {
+        self.runs_python
+    }
+
     fn at(&self, index: usize) -> PyResult<TensorRef<'_>> {
         let unknown = || usage("UNKNOWN_TENSOR", &format!("no tensor has position {index}"));
         self.checkpoint.at(index).ok_or_else(unknown)

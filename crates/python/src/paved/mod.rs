@@ -10,8 +10,8 @@
 
 pub mod failure;
 pub mod handle;
-mod read;
-mod run;
+pub mod read;
+pub mod run;
 mod save;
 mod source;
 mod verify;

@@ -173,7 +173,7 @@ fn read_part(
 }
 
 /// The bytes of a big-endian host's elements are the file's, reversed.
-fn to_native(dtype: Dtype, bytes: &mut [u8]) {
+pub fn to_native(dtype: Dtype, bytes: &mut [u8]) {
     if cfg!(target_endian = "big") && dtype.swap_unit() > 1 {
         bytes
             .chunks_exact_mut(dtype.swap_unit())
