@@ -128,6 +128,8 @@ def _alike(of: tuple[Shape, ...], dim: int, what: str) -> Shape:
         _refuse(f"{what} of nothing")
     first = of[0]
     for other in of[1:]:
+        if other == first:
+            continue
         same = len(other) == len(first) and all(
             at == dim or a == b for at, (a, b) in enumerate(zip(first, other, strict=True))
         )

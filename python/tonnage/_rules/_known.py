@@ -182,9 +182,9 @@ def _exprs(catalog: Mapping[str, Any], kind: Kind, *, stack: bool) -> dict[str, 
         found = pattern.fullmatch(target)
         if stack and kind.apart and found and found[3] in kind.apart:
             apart[found[1]][int(found[2])][found[3]] = name
-            # The place of the first decides the order.
-            made.setdefault(f"{found[1]}.gate_up_proj", Source(name))
-            made.setdefault(f"{found[1]}.down_proj", Source(name))
+            if f"{found[1]}.down_proj" not in made:
+                # The place of the first decides the order.
+                made[f"{found[1]}.gate_up_proj"] = made[f"{found[1]}.down_proj"] = Source(name)
         else:
             made[target] = Source(name)
     for where, experts in apart.items():

@@ -20,8 +20,15 @@ def knows(model_type: str) -> bool:
 
 
 def configured(found: Mapping[str, Any]) -> Any:
-    """The configuration that a `config.json` says."""
-    return CONFIG_MAPPING[found["model_type"]].from_dict(dict(found))
+    """The configuration that a `config.json` says. Raises `UsageError` for what transformers
+    refuses.
+    """
+    try:
+        return CONFIG_MAPPING[found["model_type"]].from_dict(dict(found))
+    except Exception as error:
+        # Its checks are of many classes, and this file came with the checkpoint.
+        text = f"transformers refuses the configuration: {error}"
+        raise _errors.usage(text, "CONFIG") from error
 
 
 def build(config: Any) -> Any:
