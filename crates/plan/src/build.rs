@@ -33,6 +33,7 @@ pub fn build(table: &Table, request: &Request) -> Result<Plan> {
     }
     let mut seats = Seats::new(&mesh);
     let mut targets = Vec::with_capacity(request.targets.len());
+    let mut views = Vec::with_capacity(request.targets.len());
     for wanted in &request.targets {
         let view = view_of(table, wanted).map_err(|error| error.tensor(&wanted.name))?;
         let placed = seats
@@ -49,13 +50,21 @@ pub fn build(table: &Table, request: &Request) -> Result<Plan> {
             layouts: placed.0,
             ranks: placed.1,
         });
+        views.push(view);
     }
-    Ok(Plan {
+    drop(seats);
+    let plan = Plan {
         mesh,
         table: table.clone(),
         targets,
         unread: request.unread.clone(),
         repeated: request.repeated.clone(),
+        proof: None,
+    };
+    let proof = plan.prove(&views)?;
+    Ok(Plan {
+        proof: Some(proof),
+        ..plan
     })
 }
 

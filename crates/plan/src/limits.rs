@@ -17,3 +17,5 @@ pub const RUNS: usize = 1 << 16;
 pub const PLACES: u64 = 1 << 27;
 /// Bits of a tensor: positions in files are signed 64-bit byte numbers, so bits fit in 64.
 pub const BITS: u64 = 1 << 62;
+/// Loops of one copy. A view's nests have few more than it has dimensions.
+pub const LOOPS: usize = 4 * RANK;

@@ -9,6 +9,7 @@ use tonnage_format::Dtype;
 use crate::error::{Error, Reason, Result};
 use crate::expr::Expr;
 use crate::mesh::Mesh;
+use crate::proof::Proof;
 use crate::request::{Allow, Place};
 use crate::table::{File, Source, Table};
 use crate::view::Dims;
@@ -207,13 +208,25 @@ impl Deref for Local {
 
 /// Who reads which bytes. Made by [`build`](crate::build), which proves it, or read from JSON, which
 /// [`Plan::verify`] does.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Plan {
     pub(crate) mesh: Mesh,
     pub(crate) table: Table,
     pub(crate) targets: Vec<Target>,
     pub(crate) unread: Allow,
     pub(crate) repeated: Allow,
+    pub(crate) proof: Option<Proof>,
+}
+
+impl PartialEq for Plan {
+    /// Whether two plans say the same; whether they were proved does not matter.
+    fn eq(&self, other: &Plan) -> bool {
+        self.mesh == other.mesh
+            && self.table == other.table
+            && self.targets == other.targets
+            && self.unread == other.unread
+            && self.repeated == other.repeated
+    }
 }
 
 impl Plan {
@@ -240,6 +253,11 @@ impl Plan {
     /// The targets, in the order of the request.
     pub fn targets(&self) -> &[Target] {
         &self.targets
+    }
+
+    /// What was checked when it was built; a plan from JSON has to be asked to [`Plan::verify`].
+    pub fn proof(&self) -> Option<&Proof> {
+        self.proof.as_ref()
     }
 
     /// The tensors of a rank, in the order of the request.

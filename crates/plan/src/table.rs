@@ -270,6 +270,34 @@ impl Table {
         self.entries.get(position as usize).map(|(_, entry)| entry)
     }
 
+    /// Whether a name stands for this very source.
+    pub(crate) fn stands_for(&self, name: &str, source: u32) -> bool {
+        self.entry(name) == Some(&Entry::Source(source))
+    }
+
+    /// The sources that hold a tensor, with the index at which each begins.
+    pub(crate) fn pieces(&self, name: &str) -> Vec<(u32, Dims)> {
+        match self.entry(name) {
+            Some(Entry::Source(at)) => {
+                let rank = self.shape(name).map_or(0, <[u64]>::len);
+                vec![(*at, Dims::from_elem(0, rank))]
+            }
+            Some(Entry::Parts(at)) => {
+                let parts = self.parts.get(*at as usize);
+                let parts = parts.into_iter().flat_map(|one| &one.parts);
+                parts.map(|part| (part.source, part.at.clone())).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// The names of tensors of dtypes that are not known.
+    pub(crate) fn unknown(&self) -> impl Iterator<Item = &Arc<str>> + '_ {
+        let unknown = |entry: &Entry| matches!(entry, Entry::Unknown(_));
+        let entries = self.entries.iter().filter(move |one| unknown(&one.1));
+        entries.map(|(name, _)| name)
+    }
+
     /// The extents of a tensor.
     pub fn shape(&self, name: &str) -> Option<&[u64]> {
         match self.entry(name)? {
