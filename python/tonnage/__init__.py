@@ -53,6 +53,7 @@ if TYPE_CHECKING:
         Shard,
         StridedShard,
     )
+    from ._plan import LocalTensor, Plan, Proof, RankBytes, TensorBytes
     from ._prefetch import PrefetchLoader, prefetch
     from ._save import Saved, Writer, save
     from ._verify import Finding, Verification, VerifiedFile, verify
@@ -73,6 +74,7 @@ _LAZY = {
     "Heads": "_placements",
     "IncompleteLoadWarning": "_errors",
     "LimitError": "_errors",
+    "LocalTensor": "_plan",
     "Mesh": "_placements",
     "MissingShardError": "_errors",
     "Note": "_checkpoint",
@@ -80,7 +82,10 @@ _LAZY = {
     "Owner": "_placements",
     "PadTo": "_placements",
     "Placement": "_placements",
+    "Plan": "_plan",
     "PrefetchLoader": "_prefetch",
+    "Proof": "_plan",
+    "RankBytes": "_plan",
     "Replicate": "_placements",
     "Report": "_load",
     "Saved": "_save",
@@ -89,6 +94,7 @@ _LAZY = {
     "SliceError": "_errors",
     "StorageError": "_errors",
     "StridedShard": "_placements",
+    "TensorBytes": "_plan",
     "TensorRef": "_checkpoint",
     "TonnageError": "_errors",
     "UnknownTensorError": "_errors",
@@ -134,6 +140,7 @@ __all__ = [
     "Heads",
     "IncompleteLoadWarning",
     "LimitError",
+    "LocalTensor",
     "Mesh",
     "MissingShardError",
     "Note",
@@ -141,8 +148,11 @@ __all__ = [
     "Owner",
     "PadTo",
     "Placement",
+    "Plan",
     "PrefetchLoader",
+    "Proof",
     "PySafeSlice",
+    "RankBytes",
     "Replicate",
     "Report",
     "SafetensorError",
@@ -152,6 +162,7 @@ __all__ = [
     "SliceError",
     "StorageError",
     "StridedShard",
+    "TensorBytes",
     "TensorMeta",
     "TensorRef",
     "TensorSpec",

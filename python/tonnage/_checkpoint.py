@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, KeysView, Mapping, Sequence
 from os import PathLike
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from tonnage import (
     _arrays,
@@ -22,6 +22,9 @@ from tonnage import (
 from tonnage._dtypes import Row
 from tonnage._native import SafetensorError, _Handle
 from tonnage._progress import ProgressLike
+
+if TYPE_CHECKING:
+    from tonnage._plan import Plan
 
 
 class FileInfo(NamedTuple):
@@ -419,6 +422,28 @@ class Checkpoint(Mapping[str, TensorRef]):
         """
         settings = _device.Settings(_load.bytes_of(staging), threads, strategy)
         return _prefetch.start(self._handle, plan, device, framework, settings, dtype)
+
+    def plan(self, what: Any, rules: Any = None, **options: Any) -> Plan:
+        """Plans who of many ranks reads what, and proves it before a byte is read.
+
+        Args:
+            what: a `Mesh` of ranks; a module or a state dict whose tensors are `DTensor`s, which
+                say themselves how they lie (on the meta device is enough); or a request, as a dict.
+            rules: with a mesh: a dict of patterns and placements, of which the first that matches a
+                name holds, or `"auto"`: those of the model, by its `config.json`.
+            options: of `"auto"` and of state dicts, such as `unread=`.
+
+        ```python
+        plan = ckpt.plan(tonnage.Mesh(tp=2), rules={"*.o_proj.weight": tonnage.Shard(1), ...})
+        local = plan.load(rank=0)
+        ```
+
+        Raises `UsageError` with the tensor and the range: a tensor without a rule, a dimension that
+        does not divide, a byte that nobody reads.
+        """
+        from tonnage import _plan
+
+        return _plan.make(self, what, rules, options)
 
     def close(self) -> None:
         """Lets go of the files. Tensors that were read stay; later reads raise `UsageError`."""

@@ -383,7 +383,11 @@ class Run:
         if jobs:
             if isinstance(makes, _TorchMakes):
                 self._transfer.after(where.id, makes.stream)
-            self._transfer.submit(self._handle, jobs)
+            self._give(jobs)
+
+    def _give(self, jobs: Sequence[tuple[Any, ...]]) -> None:
+        """Hands jobs of whole tensors, or of parts of them, to the engine."""
+        self._transfer.submit(self._handle, jobs)
 
     def submit_into(self, part: Part, place: OnDevice, owner: Any) -> None:
         """Gives a tensor that goes to memory that is there, and that `owner` keeps."""

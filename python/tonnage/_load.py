@@ -48,6 +48,8 @@ class Report:
         reason: why that strategy.
         peak_host: bytes of host memory that the process had more than before, at most, as far as
             was seen; for loads to devices.
+        needed: bytes of the files that the tensors are made of, where a plan says what is read:
+            `bytes` may be more, where short runs are read in whole blocks.
     """
 
     seconds: float = 0.0
@@ -62,6 +64,7 @@ class Report:
     peak_staging: int = 0
     reason: str = ""
     peak_host: int = 0
+    needed: int = 0
 
     @property
     def gb_per_s(self) -> float:

@@ -7,7 +7,7 @@ mod load;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use pyo3::wrap_pyfunction;
-use tonnage::plan::{self, IoProfile, Mesh, Plan, Proof, Request, Rules};
+use tonnage::plan::{self, IoProfile, Plan, Proof, Request, Rules};
 
 use crate::paved::failure::{raise, usage};
 use crate::paved::handle::Handle;
@@ -59,21 +59,25 @@ fn plan_request(py: Python<'_>, handle: &Handle, request: &str) -> PyResult<Nati
     NativePlan::proven(py, made.map_err(|e| raise(&e))?)
 }
 
-/// Plans all tensors of a checkpoint by rules, as JSON; axes of the mesh and its other factorisations.
+/// Plans all tensors of a checkpoint by rules, as JSON. `of` is a request without targets: the mesh, and what may
+/// stay unread or be read several times.
 #[pyfunction]
 #[pyo3(name = "_plan_rules")]
-fn plan_rules(
-    py: Python<'_>,
-    handle: &Handle,
-    mesh: Vec<(String, u32)>,
-    alt: Vec<Vec<(String, u32)>>,
-    rules: &str,
-) -> PyResult<NativePlan> {
+fn plan_rules(py: Python<'_>, handle: &Handle, of: &str, rules: &str) -> PyResult<NativePlan> {
     let made = py.detach(|| {
-        let mesh = Mesh::with_alt(mesh, alt)?;
-        handle.checkpoint.plan(&mesh, &Rules::from_json(rules)?)
+        let of = Request::from_json(of)?;
+        let table = handle.checkpoint.plan_table()?;
+        let made = Rules::from_json(rules)?.request(&table, &of.mesh()?)?;
+        Ok(plan::build(
+            &table,
+            &Request {
+                unread: of.unread,
+                repeated: of.repeated,
+                ..made
+            },
+        )?)
     });
-    NativePlan::proven(py, made.map_err(|e| raise(&e))?)
+    NativePlan::proven(py, made.map_err(|e: tonnage::Error| raise(&e))?)
 }
 
 /// What of a target, what of the local tensor, which extents.
@@ -179,6 +183,17 @@ impl NativePlan {
             ));
         }
         Ok(rows)
+    }
+
+    /// Names of the tensors of the checkpoint that a rank reads of.
+    fn sources(&self, rank: u32) -> PyResult<Vec<String>> {
+        let locals = self.plan.rank(rank).map_err(failed)?;
+        let nests = locals.iter().flat_map(|local| &local.nests);
+        let read: std::collections::BTreeSet<u32> = nests.map(|nest| nest.source).collect();
+        let sources = read
+            .iter()
+            .filter_map(|&at| self.plan.sources().get(at as usize));
+        Ok(sources.map(|source| source.name.to_string()).collect())
     }
 
     fn __repr__(&self) -> String {

@@ -9,8 +9,9 @@
 //! # let folder = tempfile::tempdir()?;
 //! # let path = folder.path().join("model.safetensors");
 //! # let data: Vec<u8> = (0..24).collect();
-//! # let tensor = tonnage::TensorData::new(tonnage::Dtype::U8, vec![4, 6], &data)?;
-//! # tonnage::save(vec![("w".to_owned(), tensor)], &path, &tonnage::Save::default())?;
+//! # let (name, dtype, shape) = ("w", tonnage::Dtype::U8, &[4, 6][..]);
+//! # let tensor = tonnage::TensorData { name, dtype, shape, data: &data };
+//! # tonnage::save(&[tensor], &path, &tonnage::Save::default())?;
 //! let checkpoint = tonnage::Checkpoint::open(&path)?;
 //! let mesh = Mesh::new(&[("tp", 2)])?;
 //! let rules = Rules::from_json(r#"{"w": {"shard": {"dim": 1}}}"#)?;

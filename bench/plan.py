@@ -1,0 +1,148 @@
+"""`python -m bench plan`: column shards of a file of 1 GiB, loaded by two ranks at the same time.
+
+Each rank is a process of its own; both begin together, and the slower one counts. Sides take turns:
+*blocks* is what the cost model chooses for a disk, *runs* reads each row's part for itself, and
+*get_slice* is what loaders do that slice with the reference. *Cold*: the file was dropped from the
+page cache.
+
+    python -m bench plan --size 1 --rounds 5
+    python -m bench.plan SIDE FILE RANK        a rank, as the command above starts it
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from .measure import ROOT, evict, warm
+
+RANKS = 2
+SIDES = ("blocks", "runs", "get_slice")
+#: Rows and columns of a matrix of 64 MiB in bf16: a rank's part of a row is 8 KiB.
+ROWS, COLUMNS = 4096, 8192
+
+
+def make(path: Path, size: int) -> None:
+    import tonnage
+    import torch
+
+    count = max(size // (ROWS * COLUMNS * 2), 1)
+    with tonnage.Writer(path) as writer:
+        for at in range(count):
+            bits = torch.randint(0, 1 << 15, (ROWS, COLUMNS), dtype=torch.int16)
+            writer.add(f"layers.{at}.down_proj.weight", bits.view(torch.bfloat16))
+    os.sync()
+
+
+def by_plan(path: Path, rank: int, side: str) -> dict[str, Any]:
+    import tonnage
+
+    checkpoint = tonnage.open(path)
+    plan = checkpoint.plan(tonnage.Mesh(tp=RANKS), rules={"*": tonnage.Shard(1)})
+    profile, strategy = ("page_cache", "buffered") if side == "runs" else (None, "auto")
+    begin = time.perf_counter()
+    loaded = plan.load(rank, framework="torch", profile=profile, strategy=strategy)
+    seconds = time.perf_counter() - begin
+    report = checkpoint.report
+    assert report is not None
+    return {
+        "seconds": seconds,
+        "needed": report.needed,
+        "read": report.bytes,
+        "how": report.strategy,
+        "sum": checksum(loaded),
+    }
+
+
+def by_slices(path: Path, rank: int) -> dict[str, Any]:
+    import safetensors
+
+    begin = time.perf_counter()
+    loaded = {}
+    with safetensors.safe_open(path, "pt") as file:
+        for name in file.keys():  # noqa: SIM118
+            part = file.get_slice(name)
+            columns = part.get_shape()[1] // RANKS
+            loaded[name] = part[:, rank * columns : (rank + 1) * columns].contiguous()
+    seconds = time.perf_counter() - begin
+    return {"seconds": seconds, "how": "get_slice", "sum": checksum(loaded)}
+
+
+def checksum(loaded: dict[str, Any]) -> int:
+    import torch
+
+    return sum(int(one.view(torch.int16).sum(dtype=torch.int64)) for one in loaded.values())
+
+
+def worker(side: str, path: Path, rank: int) -> None:
+    import tonnage  # noqa: F401
+    import torch  # noqa: F401
+
+    print("ready", flush=True)
+    sys.stdin.readline()
+    found = by_slices(path, rank) if side == "get_slice" else by_plan(path, rank, side)
+    print(json.dumps(found), flush=True)
+
+
+def both(side: str, path: Path) -> list[dict[str, Any]]:
+    """What the ranks say, having begun at the same time."""
+    command = [sys.executable, "-m", "bench.plan", side, str(path)]
+    pipe = subprocess.PIPE
+    ranks = [
+        subprocess.Popen([*command, str(rank)], cwd=ROOT, stdin=pipe, stdout=pipe, text=True)
+        for rank in range(RANKS)
+    ]
+    for rank in ranks:
+        assert rank.stdout is not None
+        assert rank.stdout.readline() == "ready\n", f"{side}: a rank did not start"
+    found: list[dict[str, Any]] = []
+    for rank in ranks:
+        assert rank.stdin is not None
+        rank.stdin.write("go\n")
+        rank.stdin.flush()
+    for rank in ranks:
+        told, _ = rank.communicate()
+        assert rank.returncode == 0, f"{side}: a rank failed"
+        found.append(json.loads(told))
+    return found
+
+
+def run(folder: Path, rounds: int, size: int, limit: float) -> dict[str, Any]:
+    path = folder / "columns.safetensors"
+    make(path, size)
+    began, samples = time.monotonic(), []
+    sums: set[int] = set()
+    for number in range(rounds):
+        if number and time.monotonic() - began > limit:
+            break
+        for state in ("cold", "warm"):
+            for side in SIDES:
+                (evict if state == "cold" else warm)(path)
+                found = both(side, path)
+                sums.add(sum(one["sum"] for one in found))
+                slowest = max(one["seconds"] for one in found)
+                samples.append({"state": state, "side": side, "seconds": slowest, "ranks": found})
+                print(f"{state} {side}: {slowest:.3f} s", flush=True)
+    assert len(sums) == 1, "the sides loaded different tensors"
+    medians = {
+        f"{state} {side}": statistics.median(
+            one["seconds"] for one in samples if (one["state"], one["side"]) == (state, side)
+        )
+        for state in ("cold", "warm")
+        for side in SIDES
+    }
+    for name, seconds in medians.items():
+        print(f"{name:>16}: {seconds:.3f} s", flush=True)
+    ratio = medians["cold runs"] / medians["cold blocks"]
+    print(f"cold: blocks are {ratio:.2f} times as fast as runs", flush=True)
+    return {"bytes": path.stat().st_size, "medians": medians, "ratio": ratio, "samples": samples}
+
+
+if __name__ == "__main__":
+    worker(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))
