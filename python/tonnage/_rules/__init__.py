@@ -49,10 +49,14 @@ def request(
     if isinstance(what, Sequence):
         return dtensor.request_of_ranks(what, catalog, **options)
     if hasattr(what, "base_model_prefix") and "exprs" not in options:
-        from tonnage._rules import trace
+        # A model of transformers: what the checkpoint has under other names, or in other pieces.
+        from tonnage._rules import _model, targets
 
-        made = trace.conversion(catalog, what)
-        options = {"exprs": made.exprs, **options}
+        known = _model.described(catalog, what)
+        state = what.state_dict(keep_vars=True)
+        ignored = [targets.literal(name) for name in known.ignored] or "error"
+        options = {"exprs": known.exprs, "unread": ignored, **options}
+        what = {name: tensor for name, tensor in state.items() if name in known.exprs}
     return dtensor.request(what, catalog, **options)
 
 

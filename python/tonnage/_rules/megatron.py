@@ -79,7 +79,8 @@ def request(
         held = {}
         for name, one in _leaves(state, ()):
             if _is_factory(one) or _is_sharded(one):
-                held[name] = Held(_expr(name, one, catalog, known), _cast(one, catalog, known))
+                expr = _expr(name, one, catalog, known)
+                held[name] = Held(expr, _cast(one, expr, catalog))
         ranks.append(held)
     mesh, made = targets_of(ranks)
     return targets.request(mesh, made, unread)
@@ -184,11 +185,10 @@ def _merged(name: str, one: Any, catalog: Mapping[str, Any], known: Mapping[str,
     return merged.expr
 
 
-def _cast(one: Any, catalog: Mapping[str, Any], known: Mapping[str, Expr]) -> str | None:
+def _cast(one: Any, expr: Expr, catalog: Mapping[str, Any]) -> str | None:
+    """The dtype to cast to; none where the checkpoint has the one wanted."""
     dtype = getattr(one, "dtype", None) or getattr(getattr(one, "data", None), "dtype", None)
-    key = getattr(one, "key", None)
-    if dtype is None or key is None:
+    if dtype is None:
         return None
     wanted = _dtypes.parse(dtype).name
-    stored = {catalog[name].dtype for name in known.get(key, Source(key)).sources()}
-    return None if stored == {wanted} else wanted
+    return None if {catalog[name].dtype for name in expr.sources()} == {wanted} else wanted

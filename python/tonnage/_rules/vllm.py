@@ -28,6 +28,8 @@ Stacked = Mapping[str, Any] | Iterable[tuple[str, str, Any]]
 #: `(parameter, stored, expert, "w1" | "w2" | "w3")`.
 Experts = Iterable[tuple[str, str, int, str]]
 
+#: The place of a tensor that is a parameter by itself.
+_STORED = -1
 _PARTS = {"q": 0, "k": 1, "v": 2, "w1": 0, "w3": 1, "w2": 0}
 _KEYS = frozenset(("k_proj", "v_proj"))
 _MERGED = frozenset(("gate_up_proj",))
@@ -54,7 +56,7 @@ def stacked(given: Stacked) -> dict[str, tuple[str, int]]:
 
     Raises `UsageError` for something else.
     """
-    rows: list[tuple[str, str, Any]] = []
+    rows: list[tuple[Any, Any, Any]] = []
     if isinstance(given, Mapping):
         for key, value in given.items():
             if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str):
@@ -65,6 +67,9 @@ def stacked(given: Stacked) -> dict[str, tuple[str, int]]:
         rows.extend(given)
     made = {}
     for parameter, stored, part in rows:
+        if not isinstance(stored, str) or not isinstance(parameter, str):
+            text = f"{stored!r} of {parameter!r} is no name of a module"
+            raise _errors.usage(text, "STACKED", found=repr(stored))
         at = _PARTS.get(part, part)
         if isinstance(at, bool) or not isinstance(at, int):
             text = f"{stored} is part {part!r} of {parameter}: parts are 'q', 'k', 'v' or numbers"
@@ -161,7 +166,8 @@ def _fused(name: str, fused: Mapping[str, tuple[str, int]]) -> tuple[str, int]:
         row = fused.get(module)
         if row is not None:
             return ".".join([*modules[:at], row[0], *modules[at + 1 :]]), row[1]
-    return name, 0
+    # As it is stored, whatever it is made of.
+    return name, _STORED
 
 
 def _check_whole(made: Mapping[str, _Parameter], fused: Mapping[str, tuple[str, int]]) -> None:
@@ -170,11 +176,11 @@ def _check_whole(made: Mapping[str, _Parameter], fused: Mapping[str, tuple[str, 
     for parameter, at in fused.values():
         needed.setdefault(parameter, set()).add(at)
     for name, one in made.items():
-        leaf = _leaf(name)
-        # A checkpoint may store them fused.
-        if one.parts and len(one.parts) > 1 and one.parts.keys() != needed.get(leaf, set()):
-            lacks = sorted(needed.get(leaf, set()) - one.parts.keys())
-            raise _errors.usage(f"{name}: the checkpoint lacks parts {lacks}", "MISSING")
+        wanted = needed.get(_leaf(name), set())
+        if one.parts.keys() - {_STORED} and one.parts.keys() != wanted:
+            lacks = sorted(wanted - one.parts.keys())
+            text = f"{name}: the checkpoint lacks parts {lacks}, or has others"
+            raise _errors.usage(text, "MISSING", tensor=name)
         counts = {len(parts) for parts in one.experts.values()}
         if one.experts and (
             len(counts) > 1 or sorted(one.experts) != list(range(len(one.experts)))

@@ -7,14 +7,14 @@ from typing import Any
 import reference
 import tonnage
 import torch
-from tonnage._rules import hf
+from tonnage import _rules
 
 
 def load_rank(
-    checkpoint: tonnage.Checkpoint, mesh: tonnage.Mesh, rank: int, **options: Any
+    checkpoint: tonnage.Checkpoint, what: Any, rank: int, **options: Any
 ) -> dict[str, torch.Tensor]:
-    """What `rules="auto"` gives a rank."""
-    request = hf.request(checkpoint, mesh, **options)
+    """What a rank gets: by `rules="auto"` on a mesh, or by a model of DTensors."""
+    request = _rules.request(checkpoint, what, **options)
     arrays = checkpoint.load(framework="numpy")
     found = reference.load(request, arrays, rank)
     return {name: torch.from_numpy(value.copy()) for name, value in found.items()}

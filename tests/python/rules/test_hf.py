@@ -10,27 +10,15 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import models
 import numpy as np
 import pytest
 import reference
 import tonnage
+from catalogs import Ref
 from tonnage._rules import _known, hf, stages
-
-
-class Ref(NamedTuple):
-    shape: tuple[int, ...]
-    dtype: str = "F32"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("models")
-    for name in models.MODELS:
-        models.save(name, made / name)
-    return made
 
 
 def place_of(request: dict[str, Any], name: str) -> dict[str, Any]:

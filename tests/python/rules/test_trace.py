@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 import tonnage
 import torch
+from catalogs import Ref
 from tonnage._expr import Source
 from tonnage._rules import trace
 from transformers import core_model_loading as loading
-
-
-class Ref(NamedTuple):
-    shape: tuple[int, ...]
-    dtype: str
 
 
 def traced(name: str, tensor: torch.Tensor) -> trace.Traced:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from functools import cache
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,16 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.placement_types import _StridedShard as StridedShard
 
 sys.path.insert(0, str(Path(__file__).parent))
 import models
+import reference
 import tonnage
 import transformers
+from catalogs import Ref
 from loading import load_rank
+from tonnage import _rules as rules
 from transformers.distributed import DistributedConfig
 from transformers.distributed.expert_parallel import apply_expert_parallelism
 from transformers.distributed.fsdp import apply_fully_sharded_data_parallelism
@@ -63,14 +68,17 @@ def cut(config: Any, layout: models.Layout, dense: DeviceMesh, experts: DeviceMe
     return model
 
 
-def expected(whole: Any, config: Any, layout: models.Layout, mesh: DeviceMesh) -> State:
-    """This rank's tensors, by PyTorch."""
-    dense = mesh["pp", "fsdp", "tp"]
+def expert_mesh(layout: models.Layout) -> DeviceMesh:
+    """The ranks as experts see them."""
     shape = (layout.pp, layout.fsdp * layout.tp // layout.ep, layout.ep)
-    outside = dist.get_world_size() // (shape[0] * shape[1] * shape[2])
-    names = ("outside", "pp", "efsdp", "ep")
-    experts = mesh_of((outside, *shape), names)
-    parameters = dict(cut(config, layout, dense, experts).named_parameters(remove_duplicate=False))
+    return mesh_of((dist.get_world_size() // prod(shape), *shape), ("outside", "pp", "efsdp", "ep"))
+
+
+def expected(
+    whole: Any, placed: Any, config: Any, layout: models.Layout, mesh: DeviceMesh
+) -> State:
+    """This rank's tensors, by PyTorch."""
+    parameters = dict(placed.named_parameters(remove_duplicate=False))
     stage = PipelineStage(mesh["pp"])
     layers = len(whole.base_model.layers) if layout.pp > 1 else 0
     made = {}
@@ -95,6 +103,49 @@ def local(value: torch.Tensor, like: DTensor) -> torch.Tensor:
     return placed.to_local()
 
 
+def as_placed(whole: Any, placed: Any) -> State:
+    """This rank's tensors, as the parameters of `placed` lie."""
+    parameters = dict(placed.named_parameters(remove_duplicate=False))
+    made = {}
+    for name, value in whole.state_dict(keep_vars=True).items():
+        like, made[name] = parameters.get(name), value.detach()
+        if isinstance(like, DTensor):
+            made[name] = local(value.detach(), like)
+    return made
+
+
+def placements(world: int) -> dict[str, Any]:
+    """Tensors and placements that models do not have: what differs from PyTorch, by case."""
+    mesh, flat = mesh_of((2, 2), ("dp", "tp")), mesh_of((world,), ("flat",))
+    strided = StridedShard
+    cases: dict[str, tuple[tuple[int, ...], DeviceMesh, list[Any]]] = {
+        "rows twice": ((9, 4), mesh, [Shard(0), Shard(0)]),
+        "fewer rows than ranks": ((3, 4), mesh, [Shard(0), Shard(0)]),
+        "fsdp outside of tp": ((8, 4), mesh, [strided(0, split_factor=2), Shard(0)]),
+        "fsdp outside of tp, uneven": ((7, 3), mesh, [strided(0, split_factor=2), Shard(0)]),
+        "strided in another dimension": ((4, 12), mesh, [Shard(0), strided(1, split_factor=3)]),
+        "strided twice": ((16, 2), mesh, [strided(0, split_factor=4), strided(0, split_factor=2)]),
+        "both dimensions": ((5, 7), mesh, [Shard(1), Shard(0)]),
+        "from the end": ((2, 3, 5), mesh, [Replicate(), Shard(2)]),
+        "one axis": ((6, 2), mesh["tp"], [Shard(0)]),
+        "one axis, outer": ((6, 2), mesh["dp"], [Shard(1)]),
+        "all ranks": ((10, 2), flat, [Shard(0)]),
+        "no dimension": ((), mesh, [Replicate(), Replicate()]),
+        "no element": ((0, 4), mesh, [Shard(0), Replicate()]),
+    }
+    whole, made = {}, {}
+    for at, (name, (shape, where, how)) in enumerate(cases.items()):
+        whole[name] = torch.arange(1000 * at, 1000 * at + prod(shape)).reshape(shape)
+        meta = torch.empty(shape, dtype=torch.int64, device="meta")
+        made[name] = distribute_tensor(meta, where, how, src_data_rank=None)
+    refs = {name: Ref(tuple(one.shape), "I64") for name, one in whole.items()}
+    request = rules.request(refs, made)
+    arrays = {name: one.numpy() for name, one in whole.items()}
+    found = reference.load(request, arrays, dist.get_rank())
+    ours = {name: torch.from_numpy(one.copy()) for name, one in found.items()}
+    return {"wrong": differences(ours, {name: local(whole[name], made[name]) for name in cases})}
+
+
 def by_heads(
     name: str, value: torch.Tensor, config: Any, layout: models.Layout, mesh: DeviceMesh
 ) -> torch.Tensor | None:
@@ -117,6 +168,11 @@ def by_heads(
     return distribute_tensor(value, where, how, src_data_rank=None).to_local()
 
 
+def raw(tensor: torch.Tensor) -> torch.Tensor:
+    """Its bytes."""
+    return tensor.clone(memory_format=torch.contiguous_format).reshape(-1).view(torch.uint8)
+
+
 def differences(ours: State, theirs: State) -> list[str]:
     """What is not the same, bit for bit."""
     found = [f"{name}: only we have it" for name in ours.keys() - theirs.keys()]
@@ -127,7 +183,7 @@ def differences(ours: State, theirs: State) -> list[str]:
             found.append(
                 f"{name}: {one.dtype} {list(one.shape)}, not {two.dtype} {list(two.shape)}"
             )
-        elif not torch.equal(one.view(torch.uint8), two.view(torch.uint8)):
+        elif not torch.equal(raw(one), raw(two)):
             found.append(f"{name}: other bytes")
     return found
 
@@ -137,7 +193,7 @@ def main(folder: Path) -> None:
     dist.init_process_group("gloo")
     torch.set_num_threads(1)
     rank, world = dist.get_rank(), dist.get_world_size()
-    report: dict[str, Any] = {}
+    report: dict[str, Any] = {"placements": placements(world)}
     for model in models.MODELS:
         path = folder / model
         whole, checkpoint = single(path), tonnage.open(path)
@@ -148,10 +204,17 @@ def main(folder: Path) -> None:
             # A case for two ranks is run twice, side by side.
             shape = (world // ranks, layout.pp, layout.fsdp, layout.tp)
             mesh = mesh_of(shape, ("outside", "pp", "fsdp", "tp"))
-            theirs = expected(whole, whole.config, layout, mesh)
+            dense, experts = mesh["pp", "fsdp", "tp"], expert_mesh(layout)
+            placed = cut(whole.config, layout, dense, experts)
+            theirs = expected(whole, placed, whole.config, layout, mesh)
             ours = load_rank(checkpoint, layout.mesh, rank % ranks)
             wrong = differences(ours, theirs)
             report[f"{model}-{name}"] = {"tensors": len(ours), "wrong": wrong}
+            if layout.pp == 1:
+                # The same from the DTensors themselves, for all four ranks at once.
+                theirs = as_placed(whole, placed)
+                ours = load_rank(checkpoint, placed, rank)
+                report[f"{model}-{name}"]["from_dtensors"] = differences(ours, theirs)
     (folder / f"rank{rank}.json").write_text(json.dumps(report))
     dist.barrier()
     dist.destroy_process_group()
