@@ -6,6 +6,7 @@
 //! * `device`: memory on devices and transfers to it; its file `memory` has `unsafe`.
 //! * `paved`: the native side of `tonnage.open`, `save`, `Writer` and `verify`.
 //! * `plan`: plans of parallel loads, and their loads.
+//! * `sharded`: files that several processes fill together.
 //!
 //! What a tensor is in each framework lives in Python (`tonnage._adapters`), since that is where the
 //! frameworks live; the native side hands an adapter a buffer, a dtype and a shape.
@@ -16,6 +17,7 @@ mod dropin;
 mod error;
 mod paved;
 mod plan;
+mod sharded;
 
 use pyo3::prelude::*;
 
@@ -29,6 +31,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     paved::register(module)?;
     device::register(module)?;
     plan::register(module)?;
+    sharded::register(module)?;
     // What is public is said in Python; a list of every name here would say otherwise.
     module.delattr("__all__")
 }

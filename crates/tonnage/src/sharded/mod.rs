@@ -7,13 +7,17 @@
 //! and synced, the coordinator gives the files their names ([`Files::commit`]); if one has not, it drops
 //! them, and the old checkpoint is as it was.
 //!
-//! Nothing here talks to another process: who tells whom is for the caller, as is who has which box. That the
-//! boxes tile each tensor exactly is proven before, where all of them are known (`tonnage_plan::save`).
+//! Nothing here talks to another process: who tells whom is for the caller. Who writes what [`agree()`] says,
+//! from what every rank has, and proves that it tiles every tensor and every file exactly, before anything is
+//! written.
 
+mod agree;
 mod files;
 mod patch;
 mod write;
 
+pub use agree::{Grouping, agree};
 pub use files::{Files, Place, sum_part};
 pub use patch::Patch;
+pub use tonnage_plan::save::{Offer, SavePlan, Saved as SavedTensor};
 pub use write::write;
