@@ -377,8 +377,9 @@ def test_serialize_takes_specs_and_a_path(path: Path) -> None:
     for wrong in (bytearray(content), memoryview(content), "text"):
         with pytest.raises(TypeError):
             tonnage.deserialize(wrong)  # type: ignore[arg-type]
-        with pytest.raises(TypeError):
-            tonnage.torch.load(wrong)  # type: ignore[arg-type]
+        if not isinstance(wrong, str):  # which is a path to `load`
+            with pytest.raises(TypeError):
+                tonnage.torch.load(wrong)  # type: ignore[arg-type]
 
 
 def test_a_tensor_that_cannot_be_copied_leaves_no_file(path: Path) -> None:

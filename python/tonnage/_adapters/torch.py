@@ -81,7 +81,8 @@ def plain(tensor: Any) -> Any:
 
 
 def _at_hand(tensor: Any) -> bool:
-    return _LITTLE and tensor.device.type == "cpu" and not (tensor.is_conj() or tensor.is_neg())
+    plain_there = tensor.device.type == "cpu" and tensor.is_contiguous()
+    return _LITTLE and plain_there and not (tensor.is_conj() or tensor.is_neg())
 
 
 def spec(tensor: Any, address: int) -> TensorSpec:

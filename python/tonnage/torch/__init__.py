@@ -8,7 +8,10 @@ from .._native import (  # noqa: F401
     serialize,
     serialize_file,
 )
-from ._files import load, load_file, load_model, save, save_file, save_model
+from ._files import load_file, save_file
+from ._front import load, save
+from ._install import Installed, install, uninstall
+from ._model import load_model, save_model
 from ._names import (  # noqa: F401
     _SIZE,
     _TYPES,
@@ -29,6 +32,8 @@ from ._names import (  # noqa: F401
 )
 
 __all__ = [
+    "Installed",
+    "install",
     "load",
     "load_file",
     "load_model",
@@ -37,4 +42,5 @@ __all__ = [
     "save_model",
     "storage_ptr",
     "storage_size",
+    "uninstall",
 ]

@@ -13,6 +13,7 @@ import torch
 from .. import _dropin
 from .._adapters import torch as _adapter
 from .._native import TensorSpec
+from ._refuse import wrapper
 
 _TYPES: dict[str, torch.dtype] = _adapter.TYPES
 _SIZE: dict[torch.dtype, int] = _adapter.SIZE
@@ -177,6 +178,9 @@ def _evaluate_tensors_for_save(tensors: dict[str, torch.Tensor]) -> None:
             " support. You can make it a dense tensor before saving with `.to_dense()` but be aware"
             " this might make a much larger file than needed."
         )
+    for name, tensor in tensors.items():
+        if reason := wrapper(tensor):
+            raise TypeError(f"{name}: {reason}")
     failing = [names for names in _find_shared_tensors(tensors) if len(names) > 1]
     if failing:
         raise RuntimeError(
