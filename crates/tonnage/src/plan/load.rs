@@ -230,9 +230,9 @@ impl PlannedLoad<'_> {
             let text = format!("a staging budget of {staging} bytes; {least} are needed");
             return Err(Error::usage("STAGING", text));
         }
-        // A page at the end of each block, and what the engine's own edges take.
+        // Besides its block, a thread's pages at its ends, and what the engine's own edges take.
         let threads = scatter::threads(options.threads, &profile);
-        let block = (staging / threads as u64).saturating_sub(8 << 10) / 4096 * 4096;
+        let block = (staging / threads as u64).saturating_sub(16 << 10) / 4096 * 4096;
         profile.block = profile.block.min(block).max(4096);
         if let Some(block) = options.block {
             profile.block = profile.block.min(block as u64).max(4096);

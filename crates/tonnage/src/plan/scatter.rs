@@ -30,7 +30,7 @@ const CHUNK: u64 = 3 << 18;
 const CAST: u64 = 256 << 10;
 /// Runs from this size on are cast where they are.
 const LONG: u64 = 256;
-/// Below this a read is one call to the system, whatever the strategy.
+/// Up to this a read is one call to the system, whatever the strategy.
 const SHORT: u64 = 64 << 10;
 /// Staging memory begins where the file's bytes do, modulo this.
 const PAGE: u64 = 4096;
@@ -427,7 +427,7 @@ impl Worker<'_> {
         let mut memory = self.memory.borrow_mut();
         let failed = |error| Error::Storage { error, offset };
         let dst = memory.room(offset, size).map_err(failed)?;
-        if len < SHORT {
+        if len <= SHORT {
             source.read_exact_at(offset, dst).map_err(failed)?;
             self.look(source, offset, dst)?;
             return with(dst);
@@ -462,19 +462,10 @@ impl Worker<'_> {
             .places
             .get(copy.local)
             .is_some_and(|place| place.cast.is_some());
+        // A run that is cast goes through staging memory in short parts, each of whole elements.
+        let staged = cast || task.file.bytes.is_some();
+        let step = if staged { SHORT } else { run };
         copy.strided.for_each_run(&mut |src, dst| {
-            let strided = Strided {
-                src,
-                dst,
-                run,
-                axes: Strides::new(),
-            };
-            if cast || task.file.bytes.is_some() {
-                return self.with_bytes(task, src, run, |bytes| {
-                    let put = self.put(copy.local, &strided, bytes, src);
-                    put.map_err(|Lost| misplaced(&[task.file], 0, src))
-                });
-            }
             if self
                 .options
                 .cancel
@@ -482,7 +473,25 @@ impl Worker<'_> {
             {
                 return Err(Error::Cancelled);
             }
-            self.read_run(task, copy.local, &strided)
+            let mut done = 0;
+            while done < run {
+                let part = Strided {
+                    src: src + done,
+                    dst: dst + done,
+                    run: step.min(run - done),
+                    axes: Strides::new(),
+                };
+                done += part.run;
+                if !staged {
+                    self.read_run(task, copy.local, &part)?;
+                    continue;
+                }
+                self.with_bytes(task, part.src, part.run, |bytes| {
+                    let put = self.put(copy.local, &part, bytes, part.src);
+                    put.map_err(|Lost| misplaced(&[task.file], 0, part.src))
+                })?;
+            }
+            Ok(())
         })
     }
 
