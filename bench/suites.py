@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .measure import Row, compare, evict, settle, warm
+from .measure import ROOT, Row, compare, evict, settle, warm
 
 SMALL = 100_000
 #: 128 tensors of 8 MiB: 1 GiB.
@@ -60,6 +60,30 @@ def tensors(folder: Path, rounds: int) -> list[Row]:
                 )
             )
     return rows
+
+
+def small(folder: Path, rounds: int) -> list[Row]:
+    """100,000 small tensors to a device, at once, beside getting them one by one.
+
+    One by one is the reference's `get_tensor` to host memory: to a device it would copy each, too.
+    The device is the stub driver's (`cargo build --release -p tonnage-stubdriver`), whose memory is
+    the host's, late; `TONNAGE_CUDA_DRIVER` names another. PyTorch's tensors are made in host memory
+    as they are made on a GPU.
+    """
+    names = [f"model.layers.{i // 50}.experts.{i % 50}.weight" for i in range(SMALL)]
+    path = str(write_file(folder / "small.safetensors", {name: [4, 4] for name in names}))
+    first = str(write_file(folder / "one.safetensors", {"one": [4, 4]}))
+    driver = ROOT / "target/release/libtonnage_stubdriver.so"
+    os.environ.setdefault("TONNAGE_CUDA_DRIVER", str(driver))
+    return [
+        compare(
+            f"100,000 tensors: {title}, beside get_tensor of each",
+            "at_once",
+            {"path": path, "device": device, "warm_up": {"path": first, "device": device}},
+            rounds=rounds,
+        )
+        for device, title in (("cuda:0", "to a device"), ("cpu", "to PyTorch’s, by its table"))
+    ]
 
 
 def imports(folder: Path, rounds: int) -> list[Row]:
@@ -147,6 +171,7 @@ def save(folder: Path, rounds: int) -> list[Row]:
 
 SUITES: dict[str, Callable[[Path, int], list[Row]]] = {
     "tensors": tensors,
+    "small": small,
     "imports": imports,
     "load": load,
     "save": save,

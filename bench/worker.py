@@ -43,6 +43,23 @@ def read_some(side: str, path: str, framework: str, names: list[str]) -> Job:
     return job
 
 
+def at_once(side: str, path: str, device: str) -> Job:
+    """All tensors of a file: in one run of the engine, or one by one to host memory."""
+    if side == "reference":
+        import torch
+
+        return read_some(side, path, "pt", [])
+    import tonnage
+
+    if device != "cpu":
+        return lambda: tonnage.open(path).load(device=device, framework="tonnage")
+    import torch  # noqa: F401
+    from tonnage import _device
+
+    target = _device.Target("host", "cpu", "cpu", "torch")
+    return lambda: _device.whole(tonnage.open(path)._handle, target)
+
+
 def touch(tensors: dict[str, Any]) -> int:
     """Read every byte of every tensor, as a use of them would."""
     import numpy as np
@@ -112,6 +129,7 @@ def save(side: str, path: str, framework: str, durable: bool) -> Job:
 
 TASKS: dict[str, Callable[..., Job]] = {
     "read_some": read_some,
+    "at_once": at_once,
     "load": load,
     "load_owned": load_owned,
     "save": save,

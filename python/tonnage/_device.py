@@ -19,13 +19,13 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from tonnage import _arrays, _errors
-from tonnage._dtypes import Row
+from tonnage._dtypes import ROWS, Row
 from tonnage._native import DeviceTensor, _arrange, _matches, _Region, _Transfer
 
 if TYPE_CHECKING:
     from tonnage._into import OnDevice
     from tonnage._load import Item
-    from tonnage._native import _Handle
+    from tonnage._native import _Bulk, _Handle, _Maker
 
 #: Bytes of staging memory by default.
 STAGING = 256 << 20
@@ -90,6 +90,15 @@ class Makes(Protocol):
 
     def empty(self, part: Part) -> Any:
         """A tensor without a byte."""
+
+    def table(self) -> object | None:
+        """The framework's table of C functions, by which its tensors are made without Python."""
+
+    def fits(self, dtype: str, tensor: Any) -> bool:
+        """Whether what that made of a dtype is what the framework calls it."""
+
+    def check(self, dtype: str) -> None:
+        """Refuses a dtype that the framework lacks."""
 
 
 @dataclass(frozen=True)
@@ -234,6 +243,20 @@ class _TorchMakes:
         dtype = self._arrays.dtype(part.wanted)
         return self._torch.empty(extents, dtype=dtype, device=self._name)
 
+    def table(self) -> object | None:
+        return _exchange(self._torch)
+
+    def fits(self, dtype: str, tensor: Any) -> bool:
+        return bool(tensor.dtype == self._arrays.dtype(ROWS[dtype]))
+
+    def check(self, dtype: str) -> None:
+        self._arrays.dtype(ROWS[dtype])
+
+
+def _exchange(torch: Any) -> object | None:
+    # Of 2.10 and later.
+    return getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
+
 
 def _strides(shape: Sequence[int]) -> tuple[int, ...]:
     strides, step = [], 1
@@ -279,6 +302,20 @@ class _PlainMakes:
     def empty(self, part: Part) -> Any:
         return self.within(_Region.allocate(self._device, 0), 0, part)
 
+    def table(self) -> object | None:
+        return None
+
+    def fits(self, dtype: str, tensor: Any) -> bool:
+        return True
+
+    def check(self, dtype: str) -> None:
+        pass
+
+    @property
+    def plain(self) -> bool:
+        """Whether its tensors are `DeviceTensor`s."""
+        return self._consumer is None
+
 
 class _HostMakes:
     """Any framework's tensors in host memory."""
@@ -300,6 +337,18 @@ class _HostMakes:
         return self._arrays.finish(
             self._arrays.empty(part.wanted, part.shape), part.wanted, part.shape
         )
+
+    def table(self) -> object | None:
+        torch = self._arrays.name == "torch"
+        return _exchange(importlib.import_module("torch")) if torch else None
+
+    def fits(self, dtype: str, tensor: Any) -> bool:
+        assert isinstance(self._arrays, _arrays.TorchArrays)
+        return bool(tensor.dtype == self._arrays.dtype(ROWS[dtype]))
+
+    def check(self, dtype: str) -> None:
+        if isinstance(self._arrays, _arrays.TorchArrays | _arrays.NumpyArrays):
+            self._arrays.dtype(ROWS[dtype])
 
 
 @dataclass
@@ -351,6 +400,30 @@ class Run:
     def submit(self, parts: Sequence[tuple[Part, int]]) -> None:
         """Gives whole tensors, each with its target's position; they come in this order."""
         self.submit_boxes([(part, at, WHOLE) for part, at in parts])
+
+    def submit_all(
+        self, positions: Sequence[int], goes: Sequence[int] | None, wanted: Row | None
+    ) -> Bulk:
+        """Gives all of many tensors: each by its position in the checkpoint, with its target's
+        where there are several; floats to be cast. Nothing else may be given to this run.
+        """
+        if len(self._makes) == 1:
+            # What the framework has no name for is told before anything is read.
+            _, dtypes = self._handle.totals(positions, wanted and wanted.name)
+            for name in dtypes:
+                self._makes[0].check(name)
+        bulk = Bulk(self._handle, wanted, self._targets, self._makes, self._transfer.after)
+        names = [one.id for one in self._targets]
+        bulk.given = self._transfer.submit_all(
+            self._handle, positions, goes, wanted and wanted.name, names, bulk.allocate
+        )
+        return bulk
+
+    def everything(self, bulk: Bulk) -> dict[str, Any]:
+        """The tensors of a bulk by name, once all have landed."""
+        while self._transfer.wait(self._progress):
+            self._host.look()
+        return bulk.tensors()
 
     def submit_boxes(self, parts: Sequence[tuple[Part, int, Sequence[Box]]]) -> None:
         """Gives tensors, each with its target's position and what is taken of it."""
@@ -434,6 +507,63 @@ class Run:
         self._transfer.close()
         self._places.clear()
         self._ready.clear()
+
+
+def whole(handle: _Handle, target: Target) -> dict[str, Any]:
+    """Every tensor of a checkpoint on one device."""
+    positions = range(len(handle))
+    run = Run(handle, [target], Settings(), handle.total_bytes)
+    try:
+        return run.everything(run.submit_all(positions, None, None))
+    finally:
+        run.close()
+
+
+class Bulk:
+    """Many whole tensors on their way. The native half knows what they are and where they lie; here
+    is what it asks for: memory, and tensors that it can't make.
+    """
+
+    given: _Bulk
+
+    def __init__(
+        self,
+        handle: _Handle,
+        wanted: Row | None,
+        targets: Sequence[Target],
+        makes: Sequence[Makes],
+        after: Callable[[str, int], None],
+    ) -> None:
+        self._handle, self._wanted, self._after = handle, wanted, after
+        self._targets, self._makes = targets, makes
+
+    def allocate(self, at: int, nbytes: int, position: int | None) -> tuple[_Region, Any, bool]:
+        """Memory of a target, for the tensor at a position alone if one is given; what keeps it;
+        and whether that is the tensor.
+        """
+        makes = self._makes[at]
+        own = None if position is None else makes.own(self._part(position))
+        region, holder = own or makes.region(nbytes)
+        if isinstance(makes, _TorchMakes):
+            self._after(self._targets[at].id, makes.stream)
+        return region, holder, own is not None
+
+    def tensors(self) -> dict[str, Any]:
+        """All of them by name."""
+        return self.given.tensors([self._maker(makes) for makes in self._makes])
+
+    def _maker(self, makes: Makes) -> _Maker:
+        def within(holder: Any, at: int, position: int) -> Any:
+            part = self._part(position)
+            return makes.empty(part) if holder is None else makes.within(holder, at, part)
+
+        plain = isinstance(makes, _PlainMakes) and makes.plain
+        return makes.table(), plain, within, makes.fits
+
+    def _part(self, position: int) -> Part:
+        from tonnage import _load
+
+        return part_of(0, _load.item(self._handle.row(position), position, self._wanted))
 
 
 def _jobs(

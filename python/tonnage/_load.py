@@ -160,10 +160,8 @@ def selects(select: Select, name: str) -> bool:
     return any(name == pattern or _matches(pattern, name) for pattern in select)
 
 
-def select_items(
-    checkpoint: Checkpoint, select: Select, dtype: object, report: Report
-) -> list[Item]:
-    """The tensors that a load is about, in file order."""
+def select_positions(checkpoint: Checkpoint, select: Select, report: Report) -> list[int]:
+    """Positions of the tensors that a load is about, in file order."""
     handle = checkpoint._handle
     positions, missing = chosen(checkpoint, select)
     for pattern in missing:
@@ -173,6 +171,15 @@ def select_items(
         text = f"nothing in {checkpoint.label} matches {select!r}"
         raise _errors.make("Usage", text, code="UNKNOWN_TENSOR", file=checkpoint.label)
     report.missing.extend(missing)
+    return positions
+
+
+def select_items(
+    checkpoint: Checkpoint, select: Select, dtype: object, report: Report
+) -> list[Item]:
+    """The tensors that a load is about, in file order."""
+    handle = checkpoint._handle
+    positions = select_positions(checkpoint, select, report)
     target = None if dtype is None else cast_target(dtype)
     with _without_collection(len(positions)):
         return [item(handle.row(at), at, target) for at in positions]
@@ -269,60 +276,86 @@ def load(
 ) -> dict[str, Any]:
     """`Checkpoint.load` into new tensors."""
     began, report = perf_counter(), Report()
-    items = select_items(checkpoint, select, options.dtype, report)
-    names = [one.name for one in items]
+    handle = checkpoint._handle
+    positions = select_positions(checkpoint, select, report)
+    wanted = None if options.dtype is None else cast_target(options.dtype)
+    names: list[str] = []
+    if isinstance(options.device, Mapping):
+        names = [handle.row(at)[0] for at in positions]
     targets, goes = _device.targets_of(options.device, options.framework, names)
-    total = sum(one.nbytes for one in items)
-    loaded: dict[str, Any] = {}
     if len(targets) == 1 and targets[0].way == "host":
+        with _without_collection(len(positions)):
+            items = [item(handle.row(at), at, wanted) for at in positions]
         arrays = _arrays.arrays(options.framework)
         options = options._replace(device="cpu")
+        total = sum(one.nbytes for one in items)
         with _Bar(progress, total, "load") as bar:
             loaded = read_portion(checkpoint, items, arrays, options, report, bar.at(0))
     else:
-        with _Bar(progress, total, "load") as bar, _without_collection(len(items)):
-            by_engine = [at for at, where in enumerate(targets) if where.way in ("engine", "host")]
-            found = _load_to(checkpoint, items, targets, goes, by_engine, options, report, bar)
-            for at, where in enumerate(targets):
-                if at not in by_engine:
-                    mine = [one for one, goes_to in zip(items, goes, strict=True) if goes_to == at]
-                    found |= _load_beyond(checkpoint, mine, where, options, report, bar)
-            loaded = {name: found[name] for name in names}
+        goes = goes if len(targets) > 1 else [0] * len(positions)
+        with _without_collection(len(positions)):
+            where = zip(positions, goes, strict=True)
+            loaded = load_to(checkpoint, list(where), targets, wanted, options, report, progress)
     report.loaded = len(loaded)
     report.seconds = perf_counter() - began
     checkpoint.report = report
     return loaded
 
 
-def _load_to(
+def load_to(
     checkpoint: Checkpoint,
-    items: Sequence[Item],
+    goes: Sequence[tuple[int, int]],
     targets: Sequence[_device.Target],
-    goes: Sequence[int],
-    by_engine: Sequence[int],
+    wanted: _dtypes.Row | None,
+    options: Options,
+    report: Report,
+    progress: _progress.ProgressLike,
+) -> dict[str, Any]:
+    """Tensors by position, each to the target of its own: those that the engine reaches in one
+    pass, the rest through host memory.
+    """
+    handle = checkpoint._handle
+    positions = [position for position, _ in goes]
+    total, _ = handle.totals(positions, wanted and wanted.name)
+    reached = [at for at, where in enumerate(targets) if where.way in ("engine", "host")]
+    found: dict[str, Any] = {}
+    with _Bar(progress, total, "load") as bar:
+        mine = [(position, reached.index(at)) for position, at in goes if at in reached]
+        if mine:
+            places = [targets[at] for at in reached]
+            found = _load_reached(checkpoint, mine, places, wanted, options, report, bar)
+        if len(reached) == len(targets):
+            return found
+        for at, where in enumerate(targets):
+            if at not in reached:
+                items = [
+                    item(handle.row(position), position, wanted)
+                    for position, goes_to in goes
+                    if goes_to == at
+                ]
+                found |= _load_beyond(checkpoint, items, where, options, report, bar)
+    return {name: found[name] for name in (handle.row(position)[0] for position in positions)}
+
+
+def _load_reached(
+    checkpoint: Checkpoint,
+    goes: Sequence[tuple[int, int]],
+    targets: Sequence[_device.Target],
+    wanted: _dtypes.Row | None,
     options: Options,
     report: Report,
     bar: _Bar,
 ) -> dict[str, Any]:
     """The tensors that the engine brings, all in one pass."""
-    reached = {at: new for new, at in enumerate(by_engine)}
-    parts = [
-        (_device.part_of(tag, one), reached[where])
-        for tag, (one, where) in enumerate(zip(items, goes, strict=True))
-        if where in reached
-    ]
-    if not parts:
-        return {}
-    total = sum(part.nbytes for part, _ in parts)
-    places = [targets[at] for at in by_engine]
-    verify = [part.position for part, _ in parts] if options.verify else None
-    run = _device.Run(checkpoint._handle, places, options.settings, total, bar.at(0), verify)
-    loaded: dict[str, Any] = {}
+    handle = checkpoint._handle
+    positions = [position for position, _ in goes]
+    total, _ = handle.totals(positions, wanted and wanted.name)
+    verify = positions if options.verify else None
+    run = _device.Run(handle, targets, options.settings, total, bar.at(0), verify)
     try:
-        run.submit(parts)
-        while (tags := run.landed()) is not None:
-            for tag in tags:
-                loaded[items[tag].name] = run.tensor(tag)
+        several = [where for _, where in goes] if len(targets) > 1 else None
+        bulk = run.submit_all(positions, several, wanted)
+        loaded = run.everything(bulk)
         run.verify()
         report.add(run.report())
     finally:

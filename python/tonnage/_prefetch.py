@@ -409,9 +409,10 @@ def of_file(
     return start(handle, plan, device, framework, _device.Settings(threads=threads or 1))
 
 
-#: One tensor of PyTorch's that is smaller goes the short way: a run of the engine takes a while to
-#: set up.
+#: Where there is less for PyTorch, and few tensors, each goes the short way: a run of the engine
+#: takes a while to set up.
 SMALL = 8 << 20
+FEW = 16
 
 
 def by_engine(
@@ -419,9 +420,14 @@ def by_engine(
 ) -> dict[str, Any] | None:
     """One tensor of a file, or all, on a device; `None` where that is for the framework to do."""
     target = _device.target(device, framework)
-    if target.way != "engine" or (target.framework == "torch" and nbytes < SMALL):
+    if target.way != "engine":
         return None
-    plan = None if name is None else {name: None}
-    with start(handle, plan, device, framework, _device.Settings()) as loader:
-        found = dict(loader)
-        return {name: found[name] for name in loader.names()}
+    if name is None:
+        nbytes = handle.total_bytes
+    count = len(handle) if name is None else 1
+    if target.framework == "torch" and nbytes < SMALL and count <= FEW:
+        return None
+    if name is None:
+        return _device.whole(handle, target)
+    with start(handle, {name: None}, device, framework, _device.Settings()) as loader:
+        return dict(loader)

@@ -107,8 +107,8 @@ impl Arena {
     }
 }
 
-/// The error of a tensor that no region holds.
-pub(crate) fn too_large(name: &str, len: u64, info: &tonnage_device::Info) -> Error {
+/// The error of a tensor that no region holds: an empty `name` where only its length is known.
+pub fn too_large(name: &str, len: u64, info: &tonnage_device::Info) -> Error {
     let (id, most) = (info.id, info.max_region);
     let text = format!("{len} bytes, and {id} has no allocation of more than {most}");
     let cause = tonnage_device::Cause::Invalid(text);

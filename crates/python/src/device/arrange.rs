@@ -2,10 +2,15 @@
 
 use pyo3::prelude::*;
 use tonnage::arena::{Place, Rules, place};
-use tonnage::device::{Cause, Error};
+use tonnage::device::Info;
 
 use super::open;
 use crate::paved::failure::raise;
+
+/// The error of a tensor that no region of a device holds.
+pub fn too_large(name: &str, len: u64, info: &Info) -> PyErr {
+    raise(&tonnage::arena::too_large(name, len, info))
+}
 
 /// Bytes of each region; for each tensor its region, its first byte there, and unused bytes behind it.
 type Arranged = (Vec<u64>, Vec<(usize, u64, u64)>);
@@ -16,12 +21,8 @@ type Arranged = (Vec<u64>, Vec<(usize, u64, u64)>);
 pub fn arrange(py: Python<'_>, lens: Vec<u64>, device: &str) -> PyResult<Arranged> {
     let device = open::device(py, device)?;
     let info = device.info();
-    let placed = place(lens.iter().copied(), Rules::of(info)).map_err(|position| {
-        let len = lens.get(position).copied().unwrap_or(0);
-        let most = info.max_region;
-        let text = format!("{len} bytes are needed, and no allocation has more than {most}");
-        raise(&Error::new(info.id, "hold a tensor", Cause::Invalid(text)).into())
-    })?;
+    let placed = place(lens.iter().copied(), Rules::of(info))
+        .map_err(|position| too_large("", lens.get(position).copied().unwrap_or(0), info))?;
     let row = |place: Place| (place.region, place.offset, place.slack);
     Ok((placed.regions, placed.places.into_iter().map(row).collect()))
 }

@@ -1,10 +1,13 @@
-//! Python's capsules around DLPack's structures, which the room for devices makes.
+//! Python's capsules around DLPack's structures, which the room for devices makes, and tensors that a framework
+//! makes of them without a capsule.
 //!
 //! Invariants:
 //! 1. A capsule's pointer is a managed tensor that [`Owned::into_raw`] gave up: whoever takes the tensor
 //!    renames the capsule and calls the deleter.
 //! 2. A capsule that nobody took is still called by its first name when it is freed: then the tensor is
 //!    ours again.
+//! 3. A framework's table is the protocol's, and lives as long as the process: the capsule of this name on a
+//!    class of tensors holds nothing else.
 #![allow(unsafe_code)]
 
 use std::ffi::CStr;
@@ -12,10 +15,11 @@ use std::ptr::NonNull;
 
 use pyo3::ffi;
 use pyo3::prelude::*;
-use tonnage::device::dlpack::{Legacy, Managed, Owned, Tensor, Versioned};
+use tonnage::device::dlpack::{Exchange, Legacy, Managed, Owned, Tensor, Versioned};
 
 const LEGACY: &CStr = c"dltensor";
 const VERSIONED: &CStr = c"dltensor_versioned";
+const EXCHANGE: &CStr = c"dlpack_exchange_api";
 
 /// Deletes the tensor of a capsule that nobody took.
 fn free<T: Managed>(capsule: *mut ffi::PyObject, name: &CStr) {
@@ -65,5 +69,29 @@ pub fn export<'py>(
         capsule(py, tensor.versioned(), VERSIONED, free_versioned)
     } else {
         capsule(py, tensor.legacy(), LEGACY, free_legacy)
+    }
+}
+
+/// A framework's table of C functions; `None` where its version is not known here.
+pub fn exchange(capsule: &Bound<'_, PyAny>) -> PyResult<Option<Exchange>> {
+    // SAFETY: an object of Python's; what is no such capsule gives null and an exception.
+    let table = unsafe { ffi::PyCapsule_GetPointer(capsule.as_ptr(), EXCHANGE.as_ptr()) };
+    if table.is_null() {
+        return Err(PyErr::fetch(capsule.py()));
+    }
+    // SAFETY: invariant 3.
+    Ok(unsafe { Exchange::from_raw(table) })
+}
+
+/// The framework's own object of a tensor; `None` where it makes none of this dtype or device.
+pub fn object<'py>(py: Python<'py>, table: &Exchange, tensor: Tensor) -> Option<Bound<'py, PyAny>> {
+    // SAFETY: attached to Python, as `py` shows.
+    match unsafe { table.object_of(tensor.versioned()) } {
+        // SAFETY: a new reference to an object of Python's.
+        Some(object) => Some(unsafe { Bound::from_owned_ptr(py, object.as_ptr().cast()) }),
+        None => {
+            drop(PyErr::take(py));
+            None
+        }
     }
 }

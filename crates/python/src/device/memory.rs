@@ -27,6 +27,18 @@ pub fn stream(handle: u64) -> Stream {
     unsafe { Stream::from_raw(handle) }
 }
 
+/// A framework's object that keeps memory. Let go of at once, on whatever thread the last user of the memory is:
+/// PyO3 alone would put it off to our next call where a framework's deleter runs, which it doesn't know of.
+struct Owner(Option<Py<PyAny>>);
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        let owner = self.0.take();
+        // Not when Python is ending: then nobody misses the memory.
+        Python::try_attach(|_| drop(owner));
+    }
+}
+
 /// A stretch of a device's memory: the driver's, or a framework's that stays alive with it.
 ///
 /// The host's can be had as a buffer.
@@ -68,7 +80,7 @@ impl Region {
     ) -> PyResult<Self> {
         let device = open::device(py, device)?;
         // SAFETY: invariant 1; order is kept by `Transfer::after`, and only what has landed is handed out.
-        let memory = unsafe { device.adopt(address, nbytes, Box::new(owner)) };
+        let memory = unsafe { device.adopt(address, nbytes, Box::new(Owner(Some(owner)))) };
         let memory = memory.map_err(|error| raise(&error.into()))?;
         Ok(Region {
             device,

@@ -56,14 +56,10 @@ impl Cast for Elements {
     }
 }
 
-/// The cast that a job needs, if it needs one.
-fn cast_of(from: Dtype, wanted: Option<&str>, region: &Region) -> PyResult<Option<Arc<dyn Cast>>> {
-    let to = match wanted {
-        Some(name) => Dtype::from_name(name).ok_or_else(|| usage("DTYPE", name))?,
-        None => from,
-    };
+/// The cast that a tensor needs, if it needs one.
+pub fn cast_of(from: Dtype, to: Dtype, region: &Region) -> Option<Arc<dyn Cast>> {
     let swap = cfg!(target_endian = "big") && region.device.info().unified && to.swap_unit() > 1;
-    Ok((from != to || swap).then(|| Arc::new(Elements { from, to, swap }) as Arc<dyn Cast>))
+    (from != to || swap).then(|| Arc::new(Elements { from, to, swap }) as Arc<dyn Cast>)
 }
 
 /// The pieces of a job.
@@ -88,7 +84,11 @@ pub fn pieces(checkpoint: &Checkpoint, job: &Job<'_>, into: &mut Vec<Piece>) -> 
         *at,
         *tag,
     );
-    whole.cast = cast_of(dtype, wanted.as_deref(), region)?;
+    let to = match wanted {
+        Some(name) => Dtype::from_name(name).ok_or_else(|| usage("DTYPE", name))?,
+        None => dtype,
+    };
+    whole.cast = cast_of(dtype, to, region);
     whole.slack = *slack;
     if (ranges, rows) == (&None, &None) {
         into.push(whole);

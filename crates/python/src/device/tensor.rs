@@ -26,6 +26,23 @@ pub fn downloads(data: &DeviceData<'_>) -> Downloads {
     Downloads::new(device, pool, after, engine::Cancel::new())
 }
 
+/// A tensor in DLPack's terms.
+pub fn show(memory: &Memory, offset: u64, dtype: Dtype, shape: &[u64]) -> PyResult<Tensor> {
+    let lacking = || PyBufferError::new_err(format!("DLPack has no dtype for {dtype}"));
+    let (code, bits, lanes) = dtype.row().dlpack.ok_or_else(lacking)?;
+    let mut shape = shape.to_vec();
+    // Lanes are elements that a unit packs, along the last dimension.
+    if let (Some(last), true) = (shape.last_mut(), lanes > 1) {
+        if !last.is_multiple_of(lanes.into()) {
+            let text = format!("rows of {last} elements of {dtype} end within a byte");
+            return Err(PyBufferError::new_err(text));
+        }
+        *last /= u64::from(lanes);
+    }
+    let dtype = RawDtype { code, bits, lanes };
+    Tensor::new(Arc::clone(memory), offset, dtype, &shape).map_err(|e| raise(&e.into()))
+}
+
 /// A tensor in a device's memory.
 ///
 /// PyTorch, CuPy, JAX and others take it by DLPack (`torch.from_dlpack(tensor)`) or, on NVIDIA and AMD, by
@@ -46,21 +63,28 @@ impl DeviceTensor {
         self.memory.device()
     }
 
+    /// A tensor in some memory, which has to have room for it.
+    pub fn within(region: &Region, offset: u64, dtype: Dtype, shape: Vec<u64>) -> PyResult<Self> {
+        let wrong = || usage("WRITE_SIZE", "the tensor does not lie within its memory");
+        let bits = dtype.bits_of(&shape).ok_or_else(wrong)?;
+        let nbytes = bits.div_ceil(8);
+        let end = offset.checked_add(nbytes).ok_or_else(wrong)?;
+        if end > region.memory.len() {
+            return Err(wrong());
+        }
+        Ok(DeviceTensor {
+            device: Arc::clone(&region.device),
+            memory: Arc::clone(&region.memory),
+            offset,
+            dtype,
+            shape,
+            nbytes,
+        })
+    }
+
     /// The tensor in DLPack's terms.
     fn shown(&self) -> PyResult<Tensor> {
-        let lacking = || {
-            let text = format!("DLPack has no dtype for {}", self.dtype);
-            PyBufferError::new_err(text)
-        };
-        let (code, bits, lanes) = self.dtype.row().dlpack.ok_or_else(lacking)?;
-        let mut shape = self.shape.clone();
-        // Lanes are elements that a unit packs, along the last dimension.
-        if let (Some(last), true) = (shape.last_mut(), lanes > 1) {
-            *last /= u64::from(lanes);
-        }
-        let dtype = RawDtype { code, bits, lanes };
-        let tensor = Tensor::new(Arc::clone(&self.memory), self.offset, dtype, &shape);
-        tensor.map_err(|e| raise(&e.into()))
+        show(&self.memory, self.offset, self.dtype, &self.shape)
     }
 
     /// Its bytes, for whoever writes them.
@@ -79,21 +103,7 @@ impl DeviceTensor {
     #[new]
     fn new(region: &Region, offset: u64, dtype: &str, shape: Vec<u64>) -> PyResult<Self> {
         let dtype = Dtype::from_name(dtype).ok_or_else(|| usage("DTYPE", dtype))?;
-        let wrong = || usage("WRITE_SIZE", "the tensor does not lie within its memory");
-        let bits = dtype.bits_of(&shape).ok_or_else(wrong)?;
-        let nbytes = bits.div_ceil(8);
-        let end = offset.checked_add(nbytes).ok_or_else(wrong)?;
-        if end > region.memory.len() {
-            return Err(wrong());
-        }
-        Ok(DeviceTensor {
-            device: Arc::clone(&region.device),
-            memory: Arc::clone(&region.memory),
-            offset,
-            dtype,
-            shape,
-            nbytes,
-        })
+        Self::within(region, offset, dtype, shape)
     }
 
     /// Its dtype as a header spells it, such as `"BF16"`.

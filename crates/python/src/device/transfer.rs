@@ -13,6 +13,7 @@ use tonnage::engine::{
     Strategy,
 };
 
+use super::bulk::{Bulk, Targets};
 use super::pieces::{Job, pieces};
 use super::{memory, open};
 use crate::paved::failure::{raise, raise_about, usage};
@@ -33,13 +34,32 @@ pub struct Transfer {
     done: Arc<AtomicU64>,
     total: u64,
     /// Names of the tensors under way, for messages.
-    names: Mutex<HashMap<u64, String>>,
+    names: Mutex<Names>,
     /// Compares what is read with checksums, if that was asked for.
     watch: Option<(Watch, Py<Handle>)>,
 }
 
-fn failed(failed: Failed, names: &HashMap<u64, String>) -> PyErr {
-    let tensor = failed.tag().and_then(|tag| names.get(&tag)).cloned();
+/// Names by tag.
+#[derive(Default)]
+struct Names {
+    each: HashMap<u64, String>,
+    /// Those of a bulk, by position: a checkpoint and positions in it.
+    bulk: Option<(Py<Handle>, Arc<Vec<usize>>)>,
+}
+
+impl Names {
+    fn of(&self, tag: u64) -> Option<String> {
+        let in_bulk = || {
+            let (handle, positions) = self.bulk.as_ref()?;
+            let position = *positions.get(usize::try_from(tag).ok()?)?;
+            Some(handle.get().checkpoint.at(position)?.name().to_owned())
+        };
+        self.each.get(&tag).cloned().or_else(in_bulk)
+    }
+}
+
+fn failed(failed: Failed, names: &Names) -> PyErr {
+    let tensor = failed.tag().and_then(|tag| names.of(tag));
     let file = failed.label().map(str::to_owned);
     let text = match &tensor {
         Some(name) => format!("tensor {name:?}: {failed}"),
@@ -59,6 +79,27 @@ impl Transfer {
         pipeline.ok_or_else(|| usage("CLOSED", "the transfer was closed"))
     }
 
+    /// Waits a nap for tags at most, then looks at signals and tells how far it is.
+    fn look(
+        &self,
+        py: Python<'_>,
+        progress: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<Option<Vec<u64>>> {
+        let pipeline = self.get()?;
+        let landed = py
+            .detach(|| pipeline.landed_within(NAP))
+            .map_err(|e| self.failed(e))?;
+        if let Err(signal) = py.check_signals() {
+            self.cancel.cancel();
+            return Err(signal);
+        }
+        if let Some(progress) = progress {
+            let done = self.done.load(Ordering::Relaxed).min(self.total);
+            progress.call1((done, self.total))?;
+        }
+        Ok(landed.map(|landed| landed.tags))
+    }
+
     /// Takes pieces in, with the names of their tags' tensors.
     pub fn give(
         &self,
@@ -70,6 +111,7 @@ impl Transfer {
         self.names
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+            .each
             .extend(names);
         py.detach(|| pipeline.submit(pieces))
             .map_err(|e| self.failed(e))
@@ -134,7 +176,7 @@ impl Transfer {
             ..PipelineOptions::default()
         };
         let started = py.detach(|| Pipeline::start(opened, options));
-        let pipeline = started.map_err(|e| failed(e, &HashMap::new()))?;
+        let pipeline = started.map_err(|e| failed(e, &Names::default()))?;
         Ok(Transfer {
             pipeline: Mutex::new(Some(Arc::new(pipeline))),
             cancel,
@@ -157,6 +199,41 @@ impl Transfer {
         self.give(py, all, named)
     }
 
+    /// Gives whole tensors of a checkpoint, by position, each for the device of this number; in this order.
+    /// `wanted` is the dtype that floats are cast to. `allocate` is called with a device's number, bytes, and the
+    /// position of the tensor that is alone there, if one is; it gives a region, what keeps it, and whether that
+    /// is the tensor.
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "called by a function that has names for them"
+    )]
+    fn submit_all(
+        &self,
+        py: Python<'_>,
+        handle: Py<Handle>,
+        positions: Vec<usize>,
+        goes: Option<Vec<usize>>,
+        wanted: Option<&str>,
+        devices: Vec<String>,
+        allocate: Bound<'_, PyAny>,
+    ) -> PyResult<Bulk> {
+        let count = positions.len();
+        let bulk = Bulk::new(handle, positions, goes, wanted)?;
+        let names = self.names.lock();
+        names.unwrap_or_else(PoisonError::into_inner).bulk = Some(bulk.whose(py));
+        let targets = Targets {
+            names: &devices,
+            allocate: &allocate,
+        };
+        let mut done = 0;
+        while done < count {
+            let mut pieces = Vec::new();
+            done = bulk.portion(py, done, &targets, &mut pieces)?;
+            self.give(py, pieces, [])?;
+        }
+        Ok(bulk)
+    }
+
     /// What is submitted from now on is written after what this stream of a device has been given so far.
     fn after(&self, device: &str, stream: u64) -> PyResult<()> {
         let id: DeviceId = device
@@ -174,24 +251,19 @@ impl Transfer {
         py: Python<'_>,
         progress: Option<Bound<'_, PyAny>>,
     ) -> PyResult<Option<Vec<u64>>> {
-        let pipeline = self.get()?;
         loop {
-            let landed = py
-                .detach(|| pipeline.landed_within(NAP))
-                .map_err(|e| self.failed(e))?;
-            if let Err(signal) = py.check_signals() {
-                self.cancel.cancel();
-                return Err(signal);
-            }
-            if let Some(progress) = &progress {
-                let done = self.done.load(Ordering::Relaxed).min(self.total);
-                progress.call1((done, self.total))?;
-            }
-            match landed {
-                Some(landed) if landed.tags.is_empty() => {}
-                landed => return Ok(landed.map(|landed| landed.tags)),
+            match self.look(py, progress.as_ref())? {
+                Some(tags) if tags.is_empty() => {}
+                tags => return Ok(tags),
             }
         }
+    }
+
+    /// Waits a moment for whatever is under way; `False` where nothing is any more. As `landed`, but tags that
+    /// have landed are forgotten.
+    #[pyo3(signature = (progress = None))]
+    fn wait(&self, py: Python<'_>, progress: Option<Bound<'_, PyAny>>) -> PyResult<bool> {
+        Ok(self.look(py, progress.as_ref())?.is_some())
     }
 
     /// Compares the rest of the chunks of which a byte was read, once everything has landed.

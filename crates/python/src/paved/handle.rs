@@ -165,6 +165,15 @@ impl Handle {
         ))
     }
 
+    /// Bytes of the tensors at these positions, and the dtypes that they have once floats are cast to `wanted`.
+    fn totals(
+        &self,
+        positions: Vec<usize>,
+        wanted: Option<&str>,
+    ) -> PyResult<(u64, Vec<&'static str>)> {
+        crate::device::totals(&self.checkpoint, &positions, wanted)
+    }
+
     /// A row for each file.
     fn files(&self) -> Vec<FileRow> {
         let files = self.checkpoint.files().iter();
