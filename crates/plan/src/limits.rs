@@ -19,3 +19,5 @@ pub const PLACES: u64 = 1 << 27;
 pub const BITS: u64 = 1 << 62;
 /// Loops of one copy. A view's nests have few more than it has dimensions.
 pub const LOOPS: usize = 4 * RANK;
+/// Tensors that ranks call by one name: one a pipeline stage, also of virtual ones.
+pub const SAME_NAME: usize = 1 << 12;

@@ -15,6 +15,7 @@
 mod reference;
 mod tile;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use smallvec::SmallVec;
@@ -22,6 +23,7 @@ use tonnage_format::Dtype;
 
 use crate::build::Seats;
 use crate::error::{Error, Reason, Result};
+use crate::limits;
 use crate::lower::each_box;
 use crate::mesh::MeshAxis;
 use crate::placement::Placement;
@@ -146,8 +148,36 @@ impl Plan {
             self.target(target, &mut proof)
                 .map_err(|error| error.tensor(&target.name))?;
         }
+        self.names_differ()?;
         self.sources_covered(views, &mut proof)?;
         Ok(proof)
+    }
+
+    /// Checks that no rank has two tensors of one name.
+    fn names_differ(&self) -> Result<()> {
+        let name = |target: &Target| target.local.as_ref().unwrap_or(&target.name).clone();
+        let mut known: HashMap<Arc<str>, SmallVec<[usize; 1]>> =
+            HashMap::with_capacity(self.targets.len());
+        for (at, target) in self.targets.iter().enumerate() {
+            let others = known.entry(name(target)).or_default();
+            for other in others.iter().filter_map(|&other| self.targets.get(other)) {
+                let mut both = target.ranks.iter().zip(other.ranks.iter());
+                if let Some(rank) = both.position(|(one, two)| *one != ABSENT && *two != ABSENT) {
+                    return Err(Error::new(Reason::Form)
+                        .tensor(&target.name)
+                        .range(format_args!("rank {rank}"))
+                        .found(format_args!("another tensor called {:?}", name(target)))
+                        .needed("each name once on a rank"));
+                }
+            }
+            if others.len() >= limits::SAME_NAME {
+                return Err(Error::new(Reason::Limit)
+                    .tensor(&target.name)
+                    .found(format_args!("more than {} of this name", limits::SAME_NAME)));
+            }
+            others.push(at);
+        }
+        Ok(())
     }
 
     fn target(&self, target: &Target, proof: &mut Proof) -> Result<()> {

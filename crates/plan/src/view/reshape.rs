@@ -280,8 +280,12 @@ fn wrap(
     };
     // Rows begin alike after `period` positions, which is a whole number of rows.
     let period = width / gcd(step, width);
-    let mut k = fit(0).min(extent);
-    push(0, k, (1, 0))?;
+    let mut k = 0;
+    if at % width >= step {
+        // The first row lacks what lies before the first position.
+        k = fit(0).min(extent);
+        push(0, k, (1, 0))?;
+    }
     let begin = k;
     while k < extent && k - begin < period {
         let count = fit(k);
