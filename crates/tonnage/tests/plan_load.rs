@@ -228,12 +228,15 @@ fn elements_at_odd_bytes_are_cast_too() {
     }
 }
 
+/// First bytes and ends of ranges that were asked for.
+type Touched = Arc<std::sync::Mutex<Vec<(u64, u64)>>>;
+
 /// A source that counts what is asked of it.
 #[derive(Debug)]
 struct Counted {
     inner: Arc<dyn Source>,
     asked: Arc<AtomicU64>,
-    touched: Arc<std::sync::Mutex<Vec<(u64, u64)>>>,
+    touched: Touched,
 }
 
 impl Source for Counted {
@@ -256,8 +259,7 @@ impl Source for Counted {
 /// Bytes that each rank asks of its files, and whether all ranks together asked for every byte of the data.
 fn asked(checkpoint: &Checkpoint, plan: &Plan, profile: IoProfile) -> (Vec<(u64, u64)>, bool) {
     let mut ranks = Vec::new();
-    let touched: Vec<Arc<std::sync::Mutex<Vec<(u64, u64)>>>> =
-        checkpoint.files().iter().map(|_| Arc::default()).collect();
+    let touched: Vec<Touched> = checkpoint.files().iter().map(|_| Arc::default()).collect();
     for rank in 0..plan.mesh().size() {
         let count = Arc::new(AtomicU64::new(0));
         let sources = (0..checkpoint.files().len()).map(|at| {

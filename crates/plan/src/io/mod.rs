@@ -172,7 +172,8 @@ impl Read {
 pub struct TensorIo {
     /// Bytes of files that it is made of, each counted once.
     pub needed: u64,
-    /// Bytes that are read for it. A block that several tensors share counts for each by what it wants of it.
+    /// Bytes that are read for it. Of a block that several tensors share each answers for what it wants, and those
+    /// whose parts have gaps for the gaps.
     pub read: u64,
     /// Runs that it is made of.
     pub runs: u64,

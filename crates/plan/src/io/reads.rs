@@ -184,7 +184,7 @@ fn join(files: &mut [(usize, Vec<Stretch>)], profile: &IoProfile) {
                 plain += 1;
             }
             // Two ranges without a gap need no block to be read at once.
-            if small && (gap > 0 || plain == 0) {
+            if small && (gap > 0 || plain < 2) {
                 gaps.push((gap, plain > 0, of, at));
             }
         }
@@ -327,14 +327,12 @@ fn count(plan: &mut IoPlan) {
                 copies,
                 ..
             } => {
-                let end = offset + len;
-                for copy in copies.iter().filter_map(|&at| plan.copies.get(at)) {
-                    let mut mine = 0;
-                    copy.strided
-                        .within_src(*offset, end, &mut |part| mine += part.wanted());
-                    let share = u128::from(*len) * u128::from(mine) / u128::from((*wanted).max(1));
-                    let share = u64::try_from(share).unwrap_or(*len);
-                    add(&mut plan.tensors, copy.local, 2, share, mine);
+                let wants: Vec<(usize, u64, bool)> = (copies.iter())
+                    .filter_map(|&at| plan.copies.get(at))
+                    .map(|copy| wanted_of(copy, *offset, offset + len))
+                    .collect();
+                for (local, mine, share) in shares(&wants, *len, *wanted) {
+                    add(&mut plan.tensors, local, 2, share, mine);
                 }
             }
         }
@@ -351,4 +349,40 @@ fn count(plan: &mut IoPlan) {
             .max_by_key(|(bytes, _)| *bytes);
         tensor.way = most.map_or(Way::Nothing, |(_, way)| way);
     }
+}
+
+/// Whose copy it is, how much it wants of a block, and whether that has gaps.
+fn wanted_of(copy: &Copy, begin: u64, end: u64) -> (usize, u64, bool) {
+    let (mut mine, mut first, mut last) = (0, end, begin);
+    copy.strided.within_src(begin, end, &mut |part| {
+        mine += part.wanted();
+        first = first.min(part.src);
+        last = last.max(part.src_end());
+    });
+    (copy.local, mine, last.saturating_sub(first) > mine)
+}
+
+/// What of a block each copy answers for: what it wants, and of what nobody wants a part, if it has gaps. A norm
+/// that is read together with the column shard beside it costs no more than it is long.
+fn shares(
+    wants: &[(usize, u64, bool)],
+    len: u64,
+    wanted: u64,
+) -> impl Iterator<Item = (usize, u64, u64)> + '_ {
+    let vain = len.saturating_sub(wanted);
+    let with_gaps: u64 = wants.iter().filter(|want| want.2).map(|want| want.1).sum();
+    let of = |part: u64, amount: u64, whole: u64| {
+        let share = u128::from(amount) * u128::from(part) / u128::from(whole.max(1));
+        u64::try_from(share).unwrap_or(amount)
+    };
+    wants.iter().map(move |&(local, mine, gaps)| {
+        let share = match (wanted > len, with_gaps, gaps) {
+            // Bytes that several want are shared by all of them.
+            (true, ..) => of(mine, len, wanted),
+            (false, 0, _) => mine + of(mine, vain, wanted),
+            (false, _, true) => mine + of(mine, vain, with_gaps),
+            (false, _, false) => mine,
+        };
+        (local, mine, share)
+    })
 }

@@ -166,6 +166,22 @@ fn small_neighbours_are_read_together_within_a_limit() {
 }
 
 #[test]
+fn a_norm_beside_a_column_shard_costs_no_more_than_it_is_long() {
+    let columns = columns(0, 0, 1000, 4096, 0, 1024);
+    let both = plan(
+        &[columns, range(1, 1000 * 4096 - 3072, 2000)],
+        2,
+        &IoProfile::NVME,
+    );
+    assert_eq!(both.reads.len(), 1);
+    assert_eq!(
+        (both.tensors[1].way, both.tensors[1].read),
+        (Way::Blocks, 2000)
+    );
+    assert_eq!(both.tensors[0].read + both.tensors[1].read, both.read);
+}
+
+#[test]
 fn bytes_that_are_wanted_twice_are_read_once() {
     let axes = [(100, 0, 80), (10, 8, 8)];
     let strided = Strided::new(800, 0, 8, axes).unwrap().unwrap();

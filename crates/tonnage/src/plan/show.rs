@@ -226,13 +226,16 @@ fn head(plan: &Plan, profile: &IoProfile, totals: &[(u64, u64, u64)]) -> String 
     format!(
         "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>Plan: {mesh}</title>\
          <style>{STYLE}</style></head><body>\n<h1>Who reads what: {mesh}</h1>\n\
-         <p>{targets} tensors of {count} files ({files}), {ranks} ranks: {needed} needed, {read} read \
+         <p>{targets} tensors, {count} ({files}), {ranks} ranks: {needed} needed, {read} read \
          ({ratio:.2}x, as from {profile}).</p>\n<p>{ranges}{runs}{blocks}{nothing}</p>\n\
          <p>Each square is a tensor: from top to bottom its first dimension, from left to right its last. \
          Digest <code>{digest}</code></p>\n",
         mesh = escaped(&axes.join(", ")),
         targets = plan.targets().len(),
-        count = plan.files().len(),
+        count = match plan.files().len() {
+            1 => "1 file".to_owned(),
+            many => format!("{many} files"),
+        },
         files = size(files),
         ranks = plan.mesh().size(),
         needed = size(needed),
