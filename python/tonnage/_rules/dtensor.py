@@ -190,13 +190,16 @@ def request_of_ranks(
     *,
     exprs: Mapping[str, Expr] | None = None,
     unread: targets.Unread = "error",
+    repeated: targets.Unread = "error",
 ) -> targets.Request:
     """The request that fills the state dicts of all ranks, whose tensors have the attributes of
     `CheckpointableTensor` or are whole.
+
+    Ranks may hold the same; pieces that overlap and are not the same are `repeated`.
     """
     ranks = [_held(state_of(state), catalog, dict(exprs or {})) for state in states]
     mesh, made = targets_of(ranks)
-    return targets.request(mesh, made, unread)
+    return targets.request(mesh, made, unread, repeated)
 
 
 def _held(

@@ -12,10 +12,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import loading
 import models
 import numpy as np
 import pytest
-import reference
 import tonnage
 from catalogs import Ref
 from tonnage._rules import _known, hf, stages
@@ -132,7 +132,7 @@ def test_heads_that_are_fewer_than_ranks_are_copied_whole(folder: Path) -> None:
     assert place_of(request, key.replace("k_proj", "q_proj")) == {"tp": tonnage.Shard(0).to_json()}
     arrays = checkpoint.load(framework="numpy")
     for rank in range(4):
-        found = reference.load(request, arrays, rank)[key]
+        found = loading.load(request, arrays, rank)[key]
         assert np.array_equal(found, arrays[key][rank // 2 * 16 : (rank // 2 + 1) * 16])
 
 
@@ -172,7 +172,7 @@ def test_heads_that_do_not_divide_are_refused_or_given_out_in_groups(
     arrays = {name: rng.standard_normal(one.shape) for name, one in catalog.items()}
     layer, each, seen = "model.layers.0.self_attn", heads // kv, 0
     for rank in range(tp):
-        local = reference.load(request, arrays, rank)
+        local = loading.load(request, arrays, rank)
         groups = local[f"{layer}.k_proj.weight"].shape[0] // 4
         assert local[f"{layer}.q_proj.weight"].shape[0] == groups * each * 4
         assert local[f"{layer}.o_proj.weight"].shape[1] == groups * each * 4
@@ -195,7 +195,7 @@ def test_a_vocabulary_may_be_padded(folder: Path) -> None:
     checkpoint = tonnage.open(folder / "llama_uneven")
     arrays = checkpoint.load(framework="numpy")
     request = hf.request(checkpoint, tonnage.Mesh(tp=4), vocab=tonnage.PadTo(64))
-    found = [reference.load(request, arrays, rank)["lm_head.weight"] for rank in range(4)]
+    found = [loading.load(request, arrays, rank)["lm_head.weight"] for rank in range(4)]
     assert [one.shape[0] for one in found] == [48] * 4
     joined = np.concatenate(found)
     assert np.array_equal(joined[:131], arrays["lm_head.weight"])
@@ -309,9 +309,9 @@ def test_experts_in_any_order(
     linear = hf.request(checkpoint, mesh)
     request = hf.request(checkpoint, mesh, experts=order)
     name = "model.layers.1.mlp.experts.down_proj"
-    whole = np.concatenate([reference.load(linear, arrays, rank)[name] for rank in range(2)])
+    whole = np.concatenate([loading.load(linear, arrays, rank)[name] for rank in range(2)])
     for rank, owned in enumerate(wanted):
-        assert np.array_equal(reference.load(request, arrays, rank)[name], whole[owned])
+        assert np.array_equal(loading.load(request, arrays, rank)[name], whole[owned])
     repeats = sum(map(len, wanted)) > 4
     assert (request["repeated"] != "error") == repeats
 
@@ -322,7 +322,7 @@ def test_experts_that_do_not_divide_go_to_the_first_ranks(folder: Path) -> None:
     for order in ("linear", "round_robin"):
         request = hf.request(checkpoint, tonnage.Mesh(ep=3), experts=order)
         name = "model.layers.1.mlp.experts.down_proj"
-        counts = [reference.load(request, arrays, rank)[name].shape[0] for rank in range(3)]
+        counts = [loading.load(request, arrays, rank)[name].shape[0] for rank in range(3)]
         assert counts == [2, 1, 1]
 
 
@@ -386,7 +386,7 @@ def test_scales_follow_the_blocks_of_their_weight() -> None:
     assert request[f"{down}_scale_inv"]["place"] == {"tp": tonnage.Blocks(1, 128, 320).to_json()}
     scales = {f"{up}_scale_inv": np.arange(6).reshape(3, 2)}
     only = {"mesh": [["tp", 2]], "targets": [request[f"{up}_scale_inv"]]}
-    found = [reference.load(only, scales, rank)[f"{up}_scale_inv"] for rank in range(2)]
+    found = [loading.load(only, scales, rank)[f"{up}_scale_inv"] for rank in range(2)]
     assert [one[:, 0].tolist() for one in found] == [[0, 2], [2, 4]]
 
 
@@ -449,13 +449,14 @@ def test_a_hundred_thousand_tensors_are_placed_in_seconds() -> None:
             ):
                 catalog[f"model.layers.{layer}.mlp.experts.{expert}.{part}.weight"] = Ref(shape)
     config = {"model_type": "qwen3_moe", "num_hidden_layers": 64, "num_attention_heads": 4}
-    start = time.perf_counter()
+    # The processor's time: others may use the machine meanwhile.
+    start = time.process_time()
     known = _known.described(catalog, config)
     made = hf.place(known, tonnage.Mesh(tp=8), hf.Options())
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     assert len(catalog) == 98_305
     assert len(made) == 129
-    assert seconds < 20, f"{seconds:.1f} s"
+    assert seconds < 10, f"{seconds:.1f} s"
 
 
 def test_a_configuration_that_transformers_refuses_is_a_usage_error(folder: Path) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import loading
 import numpy as np
 import pytest
-import reference
 import tonnage
 import torch
 from catalogs import Ref, catalog_of, random
@@ -73,7 +73,7 @@ def test_megatrons_fused_projection_is_a_permutation_by_groups() -> None:
                 arrays["v"][rank * 3 : rank * 3 + 3],
             ]
         )
-        found = reference.load(request, arrays, rank)
+        found = loading.load(request, arrays, rank)
         assert np.array_equal(found["layer.qkv"], wanted)
 
 
@@ -97,7 +97,7 @@ def test_megatrons_gated_network_is_merged_by_its_own_code() -> None:
     for rank in range(2):
         rows = slice(4 * rank, 4 * rank + 4)
         wanted = np.concatenate([arrays["gate"][rows], arrays["up"][rows]])
-        assert np.array_equal(reference.load(request, arrays, rank)["fc1"], wanted)
+        assert np.array_equal(loading.load(request, arrays, rank)["fc1"], wanted)
 
 
 def test_a_factory_that_computes_is_refused() -> None:
@@ -125,7 +125,7 @@ def test_layers_that_megatron_stacks_into_one_tensor() -> None:
     ]
     request = megatron.request(states, catalog_of(arrays))
     for rank, (pp, tp) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1)]):
-        found = reference.load(request, arrays, rank)
+        found = loading.load(request, arrays, rank)
         for at in range(2):
             wanted = arrays["w"][2 * pp + at, 3 * tp : 3 * tp + 3]
             assert np.array_equal(found[f"layers.{at}"], wanted)
@@ -144,7 +144,7 @@ def test_a_vocabulary_that_was_padded_for_other_ranks() -> None:
             for r in range(2)
         ]
         request = megatron.request(states, catalog_of(arrays), unread="allow")
-        joined = np.concatenate([reference.load(request, arrays, r)["e"] for r in range(2)])
+        joined = np.concatenate([loading.load(request, arrays, r)["e"] for r in range(2)])
         kept = min(rows, 10)
         assert np.array_equal(joined[:kept], arrays["embedding"][:kept])
         assert not joined[kept:].any()
@@ -161,8 +161,8 @@ def test_a_flat_range_of_an_optimisers_tensor() -> None:
     ]
     request = megatron.request(states, catalog_of(arrays), unread="allow")
     flat = arrays["w"][2:].reshape(-1)
-    assert np.array_equal(reference.load(request, arrays, 0)["w"], flat[3:9])
-    assert np.array_equal(reference.load(request, arrays, 1)["w"], flat[9:12])
+    assert np.array_equal(loading.load(request, arrays, 0)["w"], flat[3:9])
+    assert np.array_equal(loading.load(request, arrays, 1)["w"], flat[9:12])
 
 
 def test_a_key_that_is_not_there_is_named() -> None:
@@ -191,7 +191,7 @@ def test_megatrons_own_classes() -> None:
     request = megatron.request(states, catalog_of(arrays), sources=sources)
     for rank in range(2):
         rows = slice(4 * rank, 4 * rank + 4)
-        found = reference.load(request, arrays, rank)
+        found = loading.load(request, arrays, rank)
         wanted = np.concatenate([arrays["gate"][rows], arrays["up"][rows]])
         assert np.array_equal(found["fc1"], wanted)
         assert np.array_equal(found["w"], arrays["w"][:, 2 * rank : 2 * rank + 2])

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import loading
 import numpy as np
 import pytest
-import reference
 import tonnage
 from catalogs import Ref, catalog_of, random
 from tonnage._rules import prefetch
@@ -31,7 +31,7 @@ from tonnage._rules import prefetch
 def test_parts_of_tensors(value: Any, wanted: Any) -> None:
     arrays = random(w=(7, 6, 2))
     request = prefetch.request(catalog_of(arrays), {"w": value})
-    found = reference.load(request, arrays, 0)["w"]
+    found = loading.load(request, arrays, 0)["w"]
     assert found.shape == wanted(arrays["w"]).shape
     assert np.array_equal(found, wanted(arrays["w"]))
 
@@ -39,7 +39,7 @@ def test_parts_of_tensors(value: Any, wanted: Any) -> None:
 def test_without_a_plan_everything_is_wanted() -> None:
     arrays = random(a=(2,), b=())
     request = prefetch.request(catalog_of(arrays))
-    assert reference.load(request, arrays, 0).keys() == arrays.keys()
+    assert loading.load(request, arrays, 0).keys() == arrays.keys()
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import loading
 import numpy as np
 import pytest
-import reference
 import tonnage
 import torch
 from catalogs import Ref, catalog_of, random
@@ -55,9 +55,12 @@ def test_ranks_that_say_which_pieces_they_hold() -> None:
         named, local = stamped(arrays["w"], shape, pieces)
         states.append({"w": named, "norm": torch.empty(6)})
         wanted.append(local.numpy())
-    request = _rules.request(catalog_of(arrays), states)
+    with pytest.raises(tonnage.UsageError, match="read by nobody"):
+        loading.load(_rules.request(catalog_of(arrays), states), arrays, 0)
+    loose = {"unread": ["w"], "repeated": ["w"]}
+    request = _rules.request(catalog_of(arrays), states, **loose)
     for rank in range(4):
-        found = reference.load(request, arrays, rank)
+        found = loading.load(request, arrays, rank)
         assert np.array_equal(found["w"], wanted[rank])
         assert np.array_equal(found["norm"], arrays["norm"])
     # Two ranks that hold the same have one target.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import loading
 import numpy as np
 import pytest
-import reference
 import tonnage
 from catalogs import Ref, catalog_of, random
 from tonnage._rules import vllm
@@ -69,7 +69,7 @@ def test_stacked_parameters_are_what_vllms_loaders_make(stacked: Any, tp: int) -
         catalog_of(arrays), tonnage.Mesh(tp=tp), stacked_params=stacked, config=CONFIG
     )
     for rank in range(tp):
-        found = reference.load(request, arrays, rank)
+        found = loading.load(request, arrays, rank)
         for end in ("weight", "bias"):
             q, k, v = (arrays[f"{LAYER}.self_attn.{one}_proj.{end}"] for one in "qkv")
             # Heads of keys and values are fewer than four ranks: two ranks have the same one.
@@ -98,7 +98,7 @@ def test_parameters_that_are_stored_fused_are_cut_part_by_part() -> None:
     arrays[f"{LAYER}.mlp.gate_up_proj.weight"] = np.concatenate([gate, up])
     request = vllm.request(catalog_of(arrays), tonnage.Mesh(tp=2), config=CONFIG)
     for rank in range(2):
-        found = reference.load(request, arrays, rank)
+        found = loading.load(request, arrays, rank)
         wanted = np.concatenate([narrow(one, 0, rank, 2) for one in (q, k, v)])
         assert np.array_equal(found[f"{LAYER}.self_attn.qkv_proj.weight"], wanted)
         wanted = np.concatenate([narrow(one, 0, rank, 2) for one in (gate, up)])
@@ -138,7 +138,7 @@ def test_experts_are_what_vllms_loaders_make(axis: str) -> None:
         experts="round_robin",
     )
     for rank in range(2):
-        found = reference.load(request, arrays, rank)
+        found = loading.load(request, arrays, rank)
         owned = range(4) if axis == "tp" else range(rank, 4, 2)
         size, at = (2, rank) if axis == "tp" else (1, 0)
         w13, w2 = [], []

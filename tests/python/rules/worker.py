@@ -21,8 +21,8 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from torch.distributed.tensor.placement_types import _StridedShard as StridedShard
 
 sys.path.insert(0, str(Path(__file__).parent))
+import loading
 import models
-import reference
 import tonnage
 import transformers
 from catalogs import Ref
@@ -141,7 +141,7 @@ def placements(world: int) -> dict[str, Any]:
     refs = {name: Ref(tuple(one.shape), "I64") for name, one in whole.items()}
     request = rules.request(refs, made)
     arrays = {name: one.numpy() for name, one in whole.items()}
-    found = reference.load(request, arrays, dist.get_rank())
+    found = loading.load(request, arrays, dist.get_rank())
     ours = {name: torch.from_numpy(one.copy()) for name, one in found.items()}
     return {"wrong": differences(ours, {name: local(whole[name], made[name]) for name in cases})}
 
