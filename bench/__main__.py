@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from . import durable, host, peers, plan
+from . import durable, host, peers, plan, sharded
 from .measure import ROOT, SIDES, Row
 from .suites import SUITES
 
@@ -64,7 +64,12 @@ def table(rows: list[Row]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    apart: dict[str, Any] = {"host": host.run, "plan": plan.run, **durable.SUITES}
+    apart: dict[str, Any] = {
+        "host": host.run,
+        "plan": plan.run,
+        "sharded": sharded.run,
+        **durable.SUITES,
+    }
     parser.add_argument(
         "suites",
         nargs="*",

@@ -6,7 +6,8 @@ an unknown name a `KeyError`, a malformed file a `ValueError`.
 
 The classes say who must act: `FormatError` the one who wrote the file, `LimitError` the one who set
 the limit, `UnsupportedError` whoever maintains this package, `UsageError` the caller,
-`StorageError` the one who looks after the disk, `DeviceError` the one who looks after the device.
+`StorageError` the one who looks after the disk, `DeviceError` the one who looks after the device,
+`RankError` whoever looks after another rank.
 """
 
 from __future__ import annotations
@@ -81,6 +82,10 @@ class CancelledError(TonnageError, RuntimeError):
     """The work was cancelled before it was done."""
 
 
+class RankError(TonnageError, RuntimeError):
+    """Another rank of a save or a load failed; the text says which, and how."""
+
+
 class StorageError(TonnageError, OSError):
     """Reading or writing failed; `errno` is the system's number."""
 
@@ -122,6 +127,7 @@ _CLASSES: dict[str, type[TonnageError]] = {
     "Usage": UsageError,
     "Device": DeviceError,
     "Cancelled": CancelledError,
+    "Rank": RankError,
     "Io": StorageError,
     "Io.NotFound": StorageFileNotFoundError,
     "Io.PermissionDenied": StoragePermissionError,

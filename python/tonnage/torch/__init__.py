@@ -1,5 +1,8 @@
 """PyTorch tensors in safetensors files; modules too, with their shared tensors."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from .._native import (  # noqa: F401
     SafetensorError,
     TensorSpec,
@@ -30,9 +33,22 @@ from ._names import (  # noqa: F401
     storage_ptr,
     storage_size,
 )
+from ._sharded import save_sharded
+
+if TYPE_CHECKING:
+    from . import dcp
+
+
+def __getattr__(name: str) -> Any:
+    # Most programs that load tensors have no use for PyTorch's checkpoints.
+    if name == "dcp":
+        return importlib.import_module(".dcp", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "Installed",
+    "dcp",
     "install",
     "load",
     "load_file",
@@ -40,6 +56,7 @@ __all__ = [
     "save",
     "save_file",
     "save_model",
+    "save_sharded",
     "storage_ptr",
     "storage_size",
     "uninstall",

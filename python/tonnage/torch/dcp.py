@@ -1,0 +1,17 @@
+"""`torch.distributed.checkpoint` with safetensors: a writer, a reader, and a planner for them.
+
+```python
+import torch.distributed.checkpoint as dcp
+from tonnage.torch.dcp import StorageReader, StorageWriter
+
+dcp.save(state, storage_writer=StorageWriter("out/"))
+dcp.load(state, storage_reader=StorageReader("out/"))
+```
+
+Needs PyTorch 2.6 or newer.
+"""
+
+from ._dcp_load import StorageReader
+from ._dcp_save import SavePlanner, StorageWriter
+
+__all__ = ["SavePlanner", "StorageReader", "StorageWriter"]
