@@ -199,6 +199,10 @@ class _PlanRun(_device.Run):
         super().__init__(rank.checkpoint._handle, *given)
         self._rank = rank
 
+    def report(self) -> _device.Done:
+        """What was done so far: of the bytes, those that were read."""
+        return super().report()._replace(bytes=self._transfer.bytes_read())
+
     def _give(self, jobs: Sequence[tuple[Any, ...]]) -> None:
         mine: list[tuple[int, int, _Region, int, str | None]] = [
             (position, tag, region, at, cast) for position, tag, region, at, _, cast, _, _ in jobs

@@ -341,3 +341,46 @@ def test_a_rank_that_does_not_come_is_an_error_in_time(tmp_path: Path) -> None:
     assert waited["code"] == "PLAN_DIGEST", waited
     assert waited["seconds"] < 30
     assert slept["slept"]
+
+
+ON_DEVICE = """
+import sys
+import numpy as np
+import tonnage
+from tonnage import Mesh, Replicate, Shard
+
+checkpoint, device = tonnage.open(sys.argv[1]), sys.argv[2]
+rules = {"wide": Shard(1), "tall": Shard(0), "*": Replicate()}
+plan = checkpoint.plan(Mesh(tp=2), rules=rules)
+options = {"device": device, "framework": "tonnage"}
+for rank in range(2):
+    here = plan.load(rank, framework="numpy")
+    there = plan.load(rank, **options, staging="1MiB")
+    streamed = dict(plan.stream(rank, **options, budget="100KB"))
+    assert list(there) == list(streamed) == list(here)
+    for name, array in here.items():
+        for tensor in (there[name], streamed[name]):
+            assert (tensor.device, tensor.shape) == (device, array.shape), name
+            assert tensor.numpy().tobytes() == array.tobytes(), name
+    report = checkpoint.report
+    assert report.needed == sum(one.needed for one in plan.bytes(rank).tensors)
+    assert report.bytes >= report.needed
+    wide = plan.load(rank, **options, select="wide", dtype="float32")["wide"].numpy()
+    assert (wide == here["wide"].astype(np.float32)).all()
+"""
+
+
+def test_cards_get_their_parts(tmp_path: Path) -> None:
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from device_data import on_stub
+
+    on_stub(ON_DEVICE, small(tmp_path), "cuda:0")
+
+
+def test_vulkan_gets_its_parts(tmp_path: Path) -> None:
+    kinds = {kind.kind: kind for kind in tonnage.devices()}
+    if not kinds["vulkan"].devices:
+        pytest.skip(str(kinds["vulkan"].missing))
+    device = kinds["vulkan"].devices[0].device
+    command = [sys.executable, "-c", ON_DEVICE, str(small(tmp_path)), device]
+    subprocess.run(command, check=True, timeout=120)

@@ -280,6 +280,11 @@ impl Transfer {
             .map_err(|e| raise(&watch.named(checkpoint, e)))
     }
 
+    /// Bytes read from storage so far, with what lies between the rows of strided parts.
+    fn bytes_read(&self) -> PyResult<u64> {
+        Ok(self.get()?.progress_report().bytes_read)
+    }
+
     /// What was done so far.
     fn report(&self) -> PyResult<Done> {
         let DeviceReport {

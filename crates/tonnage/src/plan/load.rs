@@ -237,6 +237,7 @@ impl PlannedLoad<'_> {
         if let Some(block) = options.block {
             profile.block = profile.block.min(block as u64).max(4096);
         }
+        let shared = self.plan.mesh().size() > 1;
         let io = IoPlan::new(copies, targets.len(), &profile);
         let files = self.files(options.strategy)?;
         let options = Options {
@@ -244,7 +245,7 @@ impl PlannedLoad<'_> {
             block: Some((profile.block as usize).min(Options::BLOCK)),
             ..*options
         };
-        let run = scatter::run(&files, &io, targets, &options);
+        let run = scatter::run(&files, &io, targets, shared, &options);
         let report = run.map_err(|error| self.named(error))?;
         Ok(Ran {
             report,

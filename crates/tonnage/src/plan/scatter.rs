@@ -52,11 +52,12 @@ pub(super) struct Target<'a> {
 }
 
 /// Carries out the reads. Everything that is wanted has been checked to lie within its target by whoever calls;
-/// what does not is an error, not a panic.
+/// what does not is an error, not a panic. `shared` says that other ranks read the same blocks.
 pub(super) fn run(
     files: &[File<'_>],
     io: &IoPlan,
     mut targets: Vec<Target<'_>>,
+    shared: bool,
     options: &Options<'_>,
 ) -> Result<Report, Error> {
     let total = io.read;
@@ -79,7 +80,7 @@ pub(super) fn run(
             ..*options
         },
     )?;
-    let tasks = tasks(files, io, &targets, options.strategy);
+    let tasks = tasks(files, io, &targets, shared, options.strategy);
     if tasks.is_empty() {
         return Ok(report);
     }
@@ -196,7 +197,8 @@ fn tasks<'a>(
     files: &[File<'a>],
     io: &'a IoPlan,
     targets: &[Target<'_>],
-    strategy: Strategy,
+    shared: bool,
+    asked: Strategy,
 ) -> Vec<Task<'a>> {
     /// Bytes of a range that are cast by one thread: a multiple of every element.
     const PART: u64 = 3 << 20;
@@ -208,11 +210,18 @@ fn tasks<'a>(
             continue;
         };
         // For all of the file: whether some block of it is cached says little about the next.
-        let strategy = *settled.get_or_insert_with(|| match strategy {
+        let strategy = *settled.get_or_insert_with(|| match asked {
             Strategy::Auto | Strategy::Lazy => engine::settle(file.source, 0, file.source.len()),
             Strategy::Mmap => Strategy::Buffered,
             asked => asked,
         });
+        // The gaps of one rank's blocks are what the others want: through the page cache, a disk reads each block once
+        // for all the ranks of a machine; past it, once for each.
+        let block = matches!(read, Read::Block { .. });
+        let strategy = match asked {
+            Strategy::Auto | Strategy::Lazy if shared && block => Strategy::Buffered,
+            _ => strategy,
+        };
         let mut push = |what| {
             tasks.push(Task {
                 file,
