@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Fuzzes the format crate with cargo-fuzz, target by target, on one core and at low priority.
+# Fuzzes the format and plan crates with cargo-fuzz, target by target, on one core and at low priority.
 #
-#   scripts/fuzz.sh [SECONDS] [TARGET...]     60 s each of header, index, roundtrip and slice
+#   scripts/fuzz.sh [SECONDS] [TARGET...]     60 s each of header, index, roundtrip, slice, plan_json
 #   MINIMISE=1 scripts/fuzz.sh ...            then rewrite fuzz/corpus/ with a smallest covering set
 #
 # A finding stops the run and lies in fuzz/artifacts/TARGET/. The committed corpus and the
@@ -14,7 +14,7 @@ target=${CARGO_TARGET_DIR:-$root/target}
 work=$target/fuzz
 seconds=${1:-60}
 shift || true
-targets=("${@:-header index roundtrip slice}")
+targets=("${@:-header index roundtrip slice plan_json}")
 read -ra targets <<<"${targets[*]}"
 
 export PATH=$target/tools/bin:$PATH
@@ -22,8 +22,8 @@ if ! command -v cargo-fuzz >/dev/null; then
   cargo install --quiet --locked --root "$target/tools" cargo-fuzz
 fi
 
-# The flags are nightly's; the variable lends them to a stable compiler. No sanitizer: the crate
-# forbids unsafe code, and runs about five times as often without one. Overflow checks stay on.
+# The flags are nightly's; the variable lends them to a stable compiler. No sanitizer: the crates
+# forbid unsafe code, and run about five times as often without one. Overflow checks stay on.
 export RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR=$work/build
 (cd "$root/fuzz" && cargo fuzz build --sanitizer none)
 programs=$work/build/$(rustc -vV | sed -n 's/^host: //p')/release

@@ -4,7 +4,7 @@
 //! {"format": "tonnage-plan", "version": 1, "mesh": …, "alt": …, "unread": …, "repeated": …,
 //!  "files":   [[label, bytes], …],
 //!  "sources": [[name, dtype, shape, file, first byte, whether the name stands for it], …],
-//!  "parts":   [[name, dtype, shape, [[source, index], …]], …],
+//!  "parts":   [[name, dtype, shape, [[source, index, box or null], …]], …],
 //!  "ranks":   [[layout or null, for each rank], …],
 //!  "targets": [{"name", "dtype", "cast", "shape", "expr", "place", "local", "ranks": position,
 //!               "layouts": [{"shape", "boxes": [[global, local, size], …],
@@ -71,7 +71,7 @@ struct TargetText {
     layouts: Vec<LayoutText>,
 }
 
-type PartTexts = Vec<(u32, Dims)>;
+type PartTexts = Vec<(u32, Dims, Option<(Dims, Dims)>)>;
 type Loops = SmallVec<[(u64, u64, u64); 3]>;
 type FillLoops = SmallVec<[(u64, u64); 3]>;
 
@@ -164,10 +164,8 @@ impl Plan {
                 .parts()
                 .iter()
                 .map(|parts| {
-                    let of = parts
-                        .parts
-                        .iter()
-                        .map(|part| (part.source, part.at.clone()));
+                    let of = parts.parts.iter();
+                    let of = of.map(|part| (part.source, part.at.clone(), part.of.clone()));
                     (
                         parts.name.clone(),
                         parts.dtype,
@@ -217,7 +215,8 @@ impl Plan {
             }
         }
         for (name, dtype, shape, of) in text.parts {
-            let parts = of.into_iter().map(|(source, at)| Part { source, at });
+            let parts = of.into_iter();
+            let parts = parts.map(|(source, at, of)| Part { source, at, of });
             table.add_parts(&name, dtype, &shape, parts.collect())?;
         }
         let ranks: Result<Vec<Arc<[u32]>>> = text.ranks.iter().map(|one| map(one, &mesh)).collect();

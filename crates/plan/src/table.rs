@@ -49,13 +49,28 @@ impl Source {
     }
 }
 
-/// A part of a tensor: a source, and the index at which it begins.
+/// A part of a tensor: a source, or a box in one, and the index at which it begins.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Part {
     /// Position of the source.
     pub source: u32,
     /// Its first index in the tensor, one number a dimension.
     pub at: Dims,
+    /// The box of the source that it is, by its first index and extents; all of it by default. What a
+    /// rank wrote may hold several boxes, or end in zeros.
+    pub of: Option<(Dims, Dims)>,
+}
+
+impl Part {
+    /// All of a source.
+    pub fn whole(source: u32, at: &[u64]) -> Part {
+        let at = at.into();
+        Part {
+            source,
+            at,
+            of: None,
+        }
+    }
 }
 
 /// A tensor that lies in several parts.
@@ -275,17 +290,17 @@ impl Table {
         self.entry(name) == Some(&Entry::Source(source))
     }
 
-    /// The sources that hold a tensor, with the index at which each begins.
-    pub(crate) fn pieces(&self, name: &str) -> Vec<(u32, Dims)> {
+    /// The parts that a tensor lies in.
+    pub(crate) fn pieces(&self, name: &str) -> Vec<Part> {
         match self.entry(name) {
             Some(Entry::Source(at)) => {
                 let rank = self.shape(name).map_or(0, <[u64]>::len);
-                vec![(*at, Dims::from_elem(0, rank))]
+                vec![Part::whole(*at, &Dims::from_elem(0, rank))]
             }
             Some(Entry::Parts(at)) => {
                 let parts = self.parts.get(*at as usize);
                 let parts = parts.into_iter().flat_map(|one| &one.parts);
-                parts.map(|part| (part.source, part.at.clone())).collect()
+                parts.cloned().collect()
             }
             _ => Vec::new(),
         }
@@ -340,6 +355,10 @@ impl Table {
                     Error::new(Reason::Form).found(format_args!("source {}", part.source))
                 })?;
                 let view = View::source(part.source, source.dtype, &source.shape)?;
+                let view = match &part.of {
+                    Some((start, size)) => view.crop(start, size)?,
+                    None => view,
+                };
                 Ok((view, part.at.clone()))
             })
             .collect();

@@ -735,10 +735,7 @@ fn four_parts() -> Table {
     for at in 0..4 {
         let file = table.add_file(&format!("rank-{at}"), 1 << 10);
         let source = table.add_range("w".into(), BF16, &[2, 6], file, 8).unwrap();
-        parts.push(Part {
-            source,
-            at: Dims::from_slice(&[at * 2, 0]),
-        });
+        parts.push(Part::whole(source, &[at * 2, 0]));
     }
     table.add_parts("w", BF16, &[8, 6], parts).unwrap();
     table
@@ -776,10 +773,7 @@ fn a_part_that_is_missing_or_there_twice_is_an_error() {
         let mut parts = Vec::new();
         for begin in [[0, 0], [2, 0], [4, 0], at] {
             let source = table.add_range("w".into(), BF16, &[2, 6], file, 8).unwrap();
-            parts.push(Part {
-                source,
-                at: Dims::from_slice(&begin),
-            });
+            parts.push(Part::whole(source, &begin));
         }
         let error = match table.add_parts("w", BF16, &[8, 6], parts) {
             Err(error) => error,
@@ -900,4 +894,41 @@ fn a_tensor_that_no_target_takes_is_an_error_unless_it_may_stay_unread() {
         (error.reason(), error.tensor_name()),
         (Reason::UnknownTensor, Some("w2"))
     );
+}
+
+#[test]
+fn parts_may_be_boxes_of_what_a_rank_wrote() {
+    // Two ranks wrote gate and up rows one behind the other, and the second ends in a row of zeros.
+    let mut table = Table::new();
+    let file = table.add_file("ranks", 1 << 10);
+    let mut parts = Vec::new();
+    let boxes = [(0, 0, 2), (0, 2, 2), (1, 0, 1), (1, 1, 1)];
+    let at = [0, 3, 2, 5];
+    for rank in 0..2 {
+        table
+            .add_range("w".into(), BF16, &[4, 3], file, rank * 24)
+            .unwrap();
+    }
+    for ((source, start, rows), at) in boxes.into_iter().zip(at) {
+        let of = Some((Dims::from_slice(&[start, 0]), Dims::from_slice(&[rows, 3])));
+        parts.push(Part {
+            source,
+            at: Dims::from_slice(&[at, 0]),
+            of,
+        });
+    }
+    table.add_parts("w", BF16, &[6, 3], parts).unwrap();
+    let mut asked = request(&[("tp", 3)], "w", None, on("tp", shard(0)));
+    assert_eq!(build(&table, &asked).unwrap_err().reason(), Reason::Unread);
+    asked.unread = Allow::ALL;
+    let found = build(&table, &asked).unwrap();
+    found.check_every_element(1 << 10).unwrap();
+    let row = |source_: u32, at: u64| source(source_, &[4, 3]).slice(0, at, at + 1, 1);
+    assert_eq!(
+        rank(&found, 0, 1),
+        Array::concat(&[row(1, 0), row(0, 2)], 0)
+    );
+    let again = Plan::from_json(&found.to_json()).unwrap();
+    again.verify().unwrap();
+    assert_eq!(again, found);
 }

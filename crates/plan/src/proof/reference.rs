@@ -20,8 +20,17 @@ pub(super) struct Node {
     op: Op,
 }
 
+/// A box of a source, and where it begins in a tensor.
+struct Piece {
+    source: u32,
+    at: Dims,
+    from: Dims,
+    size: Dims,
+    shape: Dims,
+}
+
 enum Op {
-    Parts(Vec<(u32, Dims, Dims)>),
+    Parts(Vec<Piece>),
     Slice(Box<Node>, usize, u64, u64),
     Concat(Vec<Node>, usize),
     Stack(Vec<Node>, usize),
@@ -64,9 +73,18 @@ impl Node {
         let missing = || Error::new(Reason::UnknownTensor).tensor(name);
         let whole: Dims = table.shape(name).ok_or_else(missing)?.into();
         let source = |at: u32| table.sources().get(at as usize);
-        let parts = table.pieces(name).into_iter().map(|(at, begin)| {
-            let shape = source(at).map(|one| one.shape.clone());
-            Ok((at, begin, shape.ok_or_else(missing)?))
+        let parts = table.pieces(name).into_iter().map(|part| {
+            let shape = source(part.source).map(|one| one.shape.clone());
+            let shape = shape.ok_or_else(missing)?;
+            let all = || (Dims::from_elem(0, shape.len()), shape.clone());
+            let (from, size) = part.of.unwrap_or_else(all);
+            Ok(Piece {
+                source: part.source,
+                at: part.at,
+                from,
+                size,
+                shape,
+            })
         });
         Ok(Node {
             shape: whole,
@@ -159,12 +177,13 @@ impl Node {
     pub(super) fn at(&self, index: &[u64]) -> Element {
         let mut inner: Dims = index.into();
         match &self.op {
-            Op::Parts(parts) => parts.iter().find_map(|(source, begin, shape)| {
+            Op::Parts(parts) => parts.iter().find_map(|piece| {
                 let mut inside = Dims::new();
-                for ((&i, &b), &n) in index.iter().zip(begin).zip(shape) {
-                    inside.push(i.checked_sub(b).filter(|&i| i < n)?);
+                for (dim, &i) in index.iter().enumerate() {
+                    let within = i.checked_sub(piece.at[dim])?;
+                    inside.push((within < piece.size[dim]).then(|| piece.from[dim] + within)?);
                 }
-                Some((*source, linear(&inside, shape)))
+                Some((piece.source, linear(&inside, &piece.shape)))
             }),
             Op::Slice(of, dim, start, step) => {
                 inner[*dim] = start + inner[*dim] * step;
