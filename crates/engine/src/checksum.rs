@@ -16,6 +16,7 @@ use crc_fast::Digest;
 use tonnage_storage::Source;
 
 use crate::control::{Error, Options};
+use crate::passing::Passing;
 use crate::queue;
 
 /// Bytes of a chunk; the last one of a file may have fewer.
@@ -364,6 +365,7 @@ fn each_chunk(
     options: &Options<'_>,
     look: impl Fn(u64, &[u8]) + Sync,
 ) -> Result<(), Error> {
+    let passing = Passing::of(source);
     queue::for_each_block(
         chunks,
         options,
@@ -372,8 +374,7 @@ fn each_chunk(
         Vec::new,
         |buffer: &mut Vec<u8>, (chunk, offset, len)| {
             buffer.resize(len as usize, 0);
-            let read = source.read_exact_at(offset, buffer);
-            read.map_err(|error| Error::Storage { error, offset })?;
+            passing.read(offset, buffer)?;
             look(chunk, buffer);
             Ok(())
         },

@@ -9,6 +9,7 @@ use blake3::hazmat::{HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_ro
 use tonnage_storage::Source;
 
 use crate::control::{Error, Options};
+use crate::passing::Passing;
 use crate::queue;
 
 /// Bytes of a block: a power of two, as the tree asks.
@@ -19,12 +20,11 @@ const BLOCK: u64 = 4 << 20;
 /// # Errors
 /// The first failure of the source, or that the run was cancelled.
 pub fn blake3_of(source: &dyn Source, options: &Options<'_>) -> Result<[u8; 32], Error> {
-    let len = source.len();
+    let (len, passing) = (source.len(), Passing::of(source));
     if len <= BLOCK {
         // A tree of one block has no joints.
         let mut bytes = vec![0; len as usize];
-        let read = source.read_exact_at(0, &mut bytes);
-        read.map_err(|error| Error::Storage { error, offset: 0 })?;
+        passing.read(0, &mut bytes)?;
         return Ok(*blake3::hash(&bytes).as_bytes());
     }
     let values = Mutex::new(Vec::new());
@@ -39,8 +39,7 @@ pub fn blake3_of(source: &dyn Source, options: &Options<'_>) -> Result<[u8; 32],
         Vec::new,
         |buffer: &mut Vec<u8>, offset| {
             buffer.resize((len - offset).min(BLOCK) as usize, 0);
-            let read = source.read_exact_at(offset, buffer);
-            read.map_err(|error| Error::Storage { error, offset })?;
+            passing.read(offset, buffer)?;
             let mut hasher = Hasher::new();
             let value = hasher
                 .set_input_offset(offset)

@@ -39,6 +39,7 @@ mod copy;
 mod direct;
 pub mod hash;
 mod host;
+mod passing;
 pub mod pipeline;
 mod put;
 mod queue;

@@ -184,6 +184,13 @@ fn a_cast_that_panics_or_refuses_ends_it() {
 
 #[test]
 fn a_raised_flag_is_seen_in_time_and_everything_is_free() {
+    // A busy machine adds to it what it likes: the soonest of a few shows what the pipeline takes.
+    let soonest = (0..5).map(|_| cancelled_after()).min();
+    assert!(soonest < Some(Duration::from_millis(100)), "{soonest:?}");
+}
+
+/// From a raised flag to all threads gone and everything free, with a source whose reads take 30 ms.
+fn cancelled_after() -> Duration {
     let pool = Pool::new(STAGING);
     let cancel = Cancel::new();
     let source = Faulty::new(pattern(1_000_030), 0, Duration::from_millis(30));
@@ -216,14 +223,13 @@ fn a_raised_flag_is_seen_in_time_and_everything_is_free() {
         }
     };
     drop(pipeline);
-    // From the raised flag to all threads gone: one read of 30 ms, and what a busy machine adds.
     let took = told.recv().unwrap().elapsed();
     assert!(matches!(error, Error::Cancelled));
-    assert!(took < Duration::from_secs(1), "{took:?}");
     assert_eq!(
         (Arc::strong_count(&memory), Arc::strong_count(&source)),
         (1, 1)
     );
+    took
 }
 
 #[test]
