@@ -36,7 +36,7 @@ def described(catalog: Mapping[str, Any], config: Any, model: Any) -> hf.Model:
 
         if _model.knows(kind):
             chosen = config if hasattr(config, "get_text_config") else _model.configured(found)
-            return _model.described(catalog, _model.build(chosen))
+            return _model.described(catalog, _model.build(chosen, len(catalog)))
     return _known.described(catalog, found)
 
 

@@ -31,17 +31,41 @@ def configured(found: Mapping[str, Any]) -> Any:
         raise _errors.usage(text, "CONFIG") from error
 
 
-def build(config: Any) -> Any:
-    """The model of a configuration, on the meta device: shapes, and no memory."""
-    names = getattr(config, "architectures", None) or ()
+def build(config: Any, tensors: int) -> Any:
+    """The model of a configuration, on the meta device: shapes, and no memory.
+
+    Raises `UsageError` for what transformers refuses, and for more layers than a checkpoint of so
+    many tensors can have: modules take memory, and a configuration may say any number.
+    """
+    layers = _layers(config.to_dict())
+    if layers > max(tensors, 64) * 16:
+        text = f"the configuration says {layers} layers, and the checkpoint has {tensors} tensors"
+        raise _errors.usage(text, "CONFIG", found=str(layers))
+    names = [one for one in getattr(config, "architectures", None) or () if isinstance(one, str)]
     chosen = next((getattr(transformers, name, None) for name in names), None)
-    with torch.device("meta"):
-        if chosen is not None and hasattr(chosen, "_from_config"):
-            return chosen._from_config(config)
-        try:
-            return transformers.AutoModelForCausalLM.from_config(config)
-        except ValueError:
-            return transformers.AutoModel.from_config(config)
+    try:
+        with torch.device("meta"):
+            if chosen is not None and hasattr(chosen, "_from_config"):
+                return chosen._from_config(config)
+            try:
+                return transformers.AutoModelForCausalLM.from_config(config)
+            except ValueError:
+                return transformers.AutoModel.from_config(config)
+    except Exception as error:
+        # Anything that a module's constructor meets in numbers that do not fit each other.
+        text = f"transformers cannot make a model of the configuration: {error}"
+        raise _errors.usage(text, "CONFIG") from error
+
+
+def _layers(found: Any) -> int:
+    """The largest number of layers that a configuration says, at any depth."""
+    largest = 0
+    for key, value in found.items():
+        if isinstance(value, Mapping):
+            largest = max(largest, _layers(value))
+        elif isinstance(value, int) and ("layers" in str(key) or str(key) in ("n_layer", "depth")):
+            largest = max(largest, value)
+    return largest
 
 
 def described(catalog: Mapping[str, trace.Ref], model: Any) -> hf.Model:

@@ -127,7 +127,7 @@ def _sharded(model: Model, mesh: Mesh, options: Options, target: Target) -> Targ
             target, placed = _expert(model, _size(mesh, "ep"), options, target)
             target = target.placed("ep", placed)
         elif _size(mesh, "tp") > 1:
-            placed = _tensor_parallel(model, _size(mesh, "tp"), options, weight)
+            placed = tensor_parallel(model, _size(mesh, "tp"), options, weight)
             if block is not None:
                 placed = _scaled(placed, model.shapes[weight], block)
             target = target.placed("tp", placed)
@@ -135,7 +135,8 @@ def _sharded(model: Model, mesh: Mesh, options: Options, target: Target) -> Targ
     return target
 
 
-def _tensor_parallel(model: Model, size: int, options: Options, name: str) -> Placement:
+def tensor_parallel(model: Model, size: int, options: Options, name: str) -> Placement:
+    """What the model's plan does to a parameter on `size` ranks."""
     style = styles.style_of(name, model.tp)
     shape = model.shapes[name]
     if style is None:

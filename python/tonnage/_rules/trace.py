@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -44,7 +45,7 @@ class Traced(torch.Tensor):  # type: ignore[misc]
     @staticmethod
     def of(expr: Expr, shape: Sequence[int], dtype: torch.dtype) -> Traced:
         """A tensor of this shape, made by `expr`."""
-        empty = torch.empty(tuple(shape), dtype=dtype, device="meta")
+        empty = _empty(tuple(shape), dtype)
         made: Traced = torch.Tensor._make_subclass(Traced, empty)
         made.expr = expr
         return made
@@ -93,6 +94,12 @@ _OF_KIND = ("is_meta", "is_cuda", "is_cpu", "is_sparse", "is_quantized", "is_nes
 _OF_GRAPH = ("requires_grad", "grad_fn", "names")
 #: Questions about a tensor that need no data.
 _QUERIES = frozenset((*_OF_SHAPE, *_OF_MEMORY, *_OF_DTYPE, *_OF_KIND, *_OF_GRAPH))
+
+
+@lru_cache(maxsize=256)
+def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Any:
+    """A tensor without data, which many others can be views of."""
+    return torch.empty(shape, dtype=dtype, device="meta")
 
 
 def _made(of: Traced, expr: Expr, shape: Sequence[int]) -> Traced:
@@ -312,12 +319,15 @@ _RULES: dict[str, Callable[..., Any]] = {
 
 def source(name: str, ref: Ref) -> Traced:
     """A tensor of the checkpoint, ready to be traced."""
-    row = _dtypes.parse(ref.dtype)
+    return Traced.of(Source(name), ref.shape, _dtype(ref.dtype))
+
+
+@lru_cache(maxsize=64)
+def _dtype(name: str) -> torch.dtype:
+    """PyTorch's dtype. Packed and exotic ones move like any other; only a cast tells them apart."""
+    row = _dtypes.parse(name)
     dtype = getattr(torch, row.torch or "", None)
-    if row.bits < 8 or not isinstance(dtype, torch.dtype):
-        # Packed and exotic dtypes move like any other; only a cast would tell them apart.
-        dtype = torch.uint8
-    return Traced.of(Source(name), ref.shape, dtype)
+    return dtype if row.bits >= 8 and isinstance(dtype, torch.dtype) else torch.uint8
 
 
 class Conversion(NamedTuple):

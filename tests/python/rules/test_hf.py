@@ -463,3 +463,19 @@ def test_a_configuration_that_transformers_refuses_is_a_usage_error(folder: Path
     config = json.loads((folder / "llama" / "config.json").read_text())
     with pytest.raises(tonnage.UsageError, match="transformers refuses"):
         hf.request({}, tonnage.Mesh(tp=2), config={**config, "num_attention_heads": 7})
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"num_hidden_layers": 10**9}, "says 1000000000 layers"),
+        ({"architectures": ["BertModel"]}, "transformers cannot make a model"),
+        ({"architectures": [3, "pipeline"], "hidden_size": -64}, "transformers"),
+    ],
+)
+def test_a_hostile_configuration_is_an_error(
+    folder: Path, change: dict[str, Any], says: str
+) -> None:
+    config = json.loads((folder / "llama" / "config.json").read_text())
+    with pytest.raises(tonnage.UsageError, match=says):
+        hf.request(tonnage.open(folder / "llama"), tonnage.Mesh(tp=2), config={**config, **change})

@@ -1,14 +1,18 @@
 """One rank of the oracle's process group: our tensors beside `distribute_tensor(...).to_local()`.
 
-Run by torchrun with the folder of the models. The placements that ours are held to are those that
-transformers gives the model's parameters in this very process group; the values are those of the
-model loaded by one process. Each rank writes what differs, case by case.
+Run with the folder of the models, by itself or by torchrun. The placements that ours are held to
+are those that transformers gives the model's parameters in this very process group; the values are
+those of the model loaded by one process. Each rank writes what differs, case by case.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import signal
+import socket
 import sys
+import traceback
 from functools import cache
 from math import prod
 from pathlib import Path
@@ -37,6 +41,8 @@ from transformers.distributed.utils import TransformersDeviceMesh
 from transformers.initialization import no_tie_weights
 
 State = dict[str, torch.Tensor]
+#: Axes where heads of keys and values lie on several ranks each.
+HEADS = ("outside", "fsdp", "kv", "copies")
 
 
 @cache
@@ -90,7 +96,7 @@ def expected(
                 continue
         value, cut_to = value.detach(), parameters.get(name)
         if isinstance(cut_to, DTensor):
-            heads = by_heads(name, value, config, layout, mesh)
+            heads = by_heads(name, value, config, layout)
             value = heads if heads is not None else local(value, cut_to)
         made[name] = value
     return made
@@ -147,7 +153,7 @@ def placements(world: int) -> dict[str, Any]:
 
 
 def by_heads(
-    name: str, value: torch.Tensor, config: Any, layout: models.Layout, mesh: DeviceMesh
+    name: str, value: torch.Tensor, config: Any, layout: models.Layout
 ) -> torch.Tensor | None:
     """Keys and values that have fewer heads than there are ranks, which transformers would cut
     inside a head: each head lies on as many ranks as share it.
@@ -158,8 +164,7 @@ def by_heads(
     if kv % layout.tp == 0 or config.model_type == "gpt_oss":
         return None
     outside = dist.get_world_size() // (layout.fsdp * layout.tp)
-    shape = (outside, layout.fsdp, kv, layout.tp // kv)
-    grouped = mesh_of(shape, ("outside", "fsdp", "kv", "copies"))
+    grouped = mesh_of((outside, layout.fsdp, kv, layout.tp // kv), HEADS)
     if layout.fsdp > 1:
         assert kv == 1, "one head: FSDP cuts it, and both tensor-parallel ranks have it"
         where, how = grouped["fsdp", "copies"], [Shard(0), Replicate()]
@@ -188,37 +193,98 @@ def differences(ours: State, theirs: State) -> list[str]:
     return found
 
 
+def prepare() -> None:
+    """Makes all meshes, which takes all ranks; the cases for two ranks are for two of them."""
+    world = dist.get_world_size()
+    for layout in models.LAYOUTS.values():
+        mesh_of_layout(layout)
+        expert_mesh(layout)
+        for kv in (1, 2):
+            if kv < layout.tp:
+                outside = world // (layout.fsdp * layout.tp)
+                mesh_of((outside, layout.fsdp, kv, layout.tp // kv), HEADS)
+
+
+def mesh_of_layout(layout: models.Layout) -> DeviceMesh:
+    """The ranks as a layout has them; where it needs two, it is there twice."""
+    shape = (layout.pp, layout.fsdp, layout.tp)
+    return mesh_of((dist.get_world_size() // prod(shape), *shape), ("outside", "pp", "fsdp", "tp"))
+
+
+def case(folder: Path, model: str, name: str, whole: Any) -> dict[str, Any]:
+    """What is wrong with this rank's tensors of a model on a mesh."""
+    layout, rank, checkpoint = models.LAYOUTS[name], dist.get_rank(), tonnage.open(folder / model)
+    mesh = mesh_of_layout(layout)
+    placed = cut(whole.config, layout, mesh["pp", "fsdp", "tp"], expert_mesh(layout))
+    theirs = expected(whole, placed, whole.config, layout, mesh)
+    ours = load_rank(checkpoint, layout.mesh, rank % layout.mesh.size)
+    report: dict[str, Any] = {"tensors": len(ours), "wrong": differences(ours, theirs)}
+    if layout.pp == 1:
+        # The same from the DTensors themselves, planned for all four ranks at once.
+        ours = load_rank(checkpoint, placed, rank)
+        report["from_dtensors"] = differences(ours, as_placed(whole, placed))
+    return report
+
+
 def main(folder: Path) -> None:
-    """All cases, one after the other."""
+    """This rank's cases, one after the other."""
     dist.init_process_group("gloo")
     torch.set_num_threads(1)
     rank, world = dist.get_rank(), dist.get_world_size()
+    prepare()
     report: dict[str, Any] = {"placements": placements(world)}
     for model in models.MODELS:
-        path = folder / model
-        whole, checkpoint = single(path), tonnage.open(path)
-        for name, layout in models.LAYOUTS.items():
-            if (model, name) in models.MEANINGLESS:
-                continue
-            ranks = layout.pp * layout.fsdp * layout.tp
-            # A case for two ranks is run twice, side by side.
-            shape = (world // ranks, layout.pp, layout.fsdp, layout.tp)
-            mesh = mesh_of(shape, ("outside", "pp", "fsdp", "tp"))
-            dense, experts = mesh["pp", "fsdp", "tp"], expert_mesh(layout)
-            placed = cut(whole.config, layout, dense, experts)
-            theirs = expected(whole, placed, whole.config, layout, mesh)
-            ours = load_rank(checkpoint, layout.mesh, rank % ranks)
-            wrong = differences(ours, theirs)
-            report[f"{model}-{name}"] = {"tensors": len(ours), "wrong": wrong}
-            if layout.pp == 1:
-                # The same from the DTensors themselves, for all four ranks at once.
-                theirs = as_placed(whole, placed)
-                ours = load_rank(checkpoint, placed, rank)
-                report[f"{model}-{name}"]["from_dtensors"] = differences(ours, theirs)
+        whole = single(folder / model)
+        mine = [
+            name
+            for at, (one, name) in enumerate(models.MEANT)
+            # The first and the last two ranks share the cases for two ranks.
+            if one == model and (models.LAYOUTS[name].mesh.size == world or rank // 2 == at % 2)
+        ]
+        for name in mine:
+            report[f"{model}-{name}"] = case(folder, model, name, whole)
     (folder / f"rank{rank}.json").write_text(json.dumps(report))
     dist.barrier()
     dist.destroy_process_group()
 
 
+def launch(folder: Path, ranks: int) -> int:
+    """Starts the ranks as torchrun does, from a process that has imported everything: 0 if all
+    ended well.
+    """
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks)}
+    children = []
+    for rank in range(ranks):
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+                main(folder)
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stderr.flush()
+                os._exit(code)
+        children.append(child)
+    failed = 0
+    while children:
+        child, status = os.wait()
+        children.remove(child)
+        failed |= status
+        if failed:
+            # The others would wait for it until a timeout.
+            for other in children:
+                os.kill(other, signal.SIGKILL)
+    return 1 if failed else 0
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    if "RANK" in os.environ:
+        main(Path(sys.argv[1]))
+    else:
+        sys.exit(launch(Path(sys.argv[1]), 4))
