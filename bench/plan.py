@@ -1,9 +1,9 @@
 """`python -m bench plan`: column shards of a file of 1 GiB, loaded by two ranks at the same time.
 
 Each rank is a process of its own; both begin together, and the slower one counts. Sides take turns:
-*blocks* is what the cost model chooses for a disk, *runs* reads each row's part for itself, and
-*get_slice* is what loaders do that slice with the reference. *Cold*: the file was dropped from the
-page cache.
+*blocks* is what the cost model chooses for a disk, *runs* reads each row's part for itself through
+the same engine, *pread* does so with one call a run from one thread, and *get_slice* is what
+loaders do that slice with the reference. *Cold*: the file was dropped from the page cache.
 
     python -m bench plan --size 1 --rounds 5
     python -m bench.plan SIDE FILE RANK        a rank, as the command above starts it
@@ -23,7 +23,7 @@ from typing import Any
 from .measure import ROOT, evict, warm
 
 RANKS = 2
-SIDES = ("blocks", "runs", "get_slice")
+SIDES = ("blocks", "runs", "pread", "get_slice")
 #: Rows and columns of a matrix of 64 MiB in bf16: a rank's part of a row is 8 KiB.
 ROWS, COLUMNS = 4096, 8192
 
@@ -60,6 +60,27 @@ def by_plan(path: Path, rank: int, side: str) -> dict[str, Any]:
     }
 
 
+def by_pread(path: Path, rank: int) -> dict[str, Any]:
+    import tonnage
+    import torch
+
+    checkpoint = tonnage.open(path)
+    begin = time.perf_counter()
+    loaded = {}
+    with path.open("rb", buffering=0) as file:
+        for name, ref in checkpoint.items():
+            rows, columns = ref.shape
+            run = columns // RANKS * 2
+            tensor = torch.empty((rows, columns // RANKS), dtype=torch.bfloat16)
+            memory = memoryview(tensor.view(torch.uint8).numpy().reshape(-1))
+            for row in range(rows):
+                place = memory[row * run : (row + 1) * run]
+                os.preadv(file.fileno(), [place], ref.offset + row * columns * 2 + rank * run)
+            loaded[name] = tensor
+    seconds = time.perf_counter() - begin
+    return {"seconds": seconds, "how": "pread", "sum": checksum(loaded)}
+
+
 def by_slices(path: Path, rank: int) -> dict[str, Any]:
     import safetensors
 
@@ -86,7 +107,8 @@ def worker(side: str, path: Path, rank: int) -> None:
 
     print("ready", flush=True)
     sys.stdin.readline()
-    found = by_slices(path, rank) if side == "get_slice" else by_plan(path, rank, side)
+    plain = {"get_slice": by_slices, "pread": by_pread}.get(side)
+    found = by_plan(path, rank, side) if plain is None else plain(path, rank)
     print(json.dumps(found), flush=True)
 
 
@@ -139,9 +161,10 @@ def run(folder: Path, rounds: int, size: int, limit: float) -> dict[str, Any]:
     }
     for name, seconds in medians.items():
         print(f"{name:>16}: {seconds:.3f} s", flush=True)
-    ratio = medians["cold runs"] / medians["cold blocks"]
-    print(f"cold: blocks are {ratio:.2f} times as fast as runs", flush=True)
-    return {"bytes": path.stat().st_size, "medians": medians, "ratio": ratio, "samples": samples}
+    ratios = {side: medians[f"cold {side}"] / medians["cold blocks"] for side in SIDES[1:]}
+    for side, ratio in ratios.items():
+        print(f"cold: blocks are {ratio:.2f} times as fast as {side}", flush=True)
+    return {"bytes": path.stat().st_size, "medians": medians, "ratios": ratios, "samples": samples}
 
 
 if __name__ == "__main__":
