@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -20,7 +20,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from tonnage import _arrays, _errors
 from tonnage._dtypes import ROWS, Row
-from tonnage._native import DeviceTensor, _arrange, _matches, _Region, _Transfer
+from tonnage._native import (
+    DeviceTensor,
+    _arrange,
+    _check_size,
+    _matches,
+    _Region,
+    _Transfer,
+)
 
 if TYPE_CHECKING:
     from tonnage._into import OnDevice
@@ -425,8 +432,18 @@ class Run:
             self._host.look()
         return bulk.tensors()
 
+    def check_sizes(self, parts: Iterable[tuple[Part, int]]) -> None:
+        """Refuses a tensor that no allocation of its device holds: before anything is read."""
+        largest: dict[int, Part] = {}
+        for part, at in parts:
+            if at not in largest or part.memory > largest[at].memory:
+                largest[at] = part
+        for at, part in largest.items():
+            _check_size(part.name, part.memory, self._targets[at].id)
+
     def submit_boxes(self, parts: Sequence[tuple[Part, int, Sequence[Box]]]) -> None:
         """Gives tensors, each with its target's position and what is taken of it."""
+        self.check_sizes((part, at) for part, at, _ in parts)
         for portion in _portions(parts):
             for at in range(len(self._targets)):
                 mine = [(part, boxes) for part, goes, boxes in portion if goes == at]

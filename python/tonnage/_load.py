@@ -566,6 +566,7 @@ def _stream_to(
     began, total = perf_counter(), sum(one.nbytes for one in items)
     run = _device.Run(checkpoint._handle, targets, options.settings, total)
     try:
+        run.check_sizes((_device.part_of(0, one), at) for one, at in zip(items, goes, strict=True))
         for tag in _flow(run, items, goes, budget, ordered):
             report.loaded += 1
             yield items[tag].name, run.tensor(tag)

@@ -431,3 +431,31 @@ def by_engine(
         return _device.whole(handle, target)
     with start(handle, {name: None}, device, framework, _device.Settings()) as loader:
         return dict(loader)
+
+
+def slice_by_engine(
+    handle: _Handle,
+    name: str,
+    nbytes: int,
+    ranges: Sequence[Range],
+    shape: tuple[int, ...],
+    device: object,
+    framework: str,
+) -> Any:
+    """A slice of a tensor on a device; `None` where that is for the framework to do."""
+    from tonnage import _load
+
+    target = _device.target(device, framework)
+    if target.way != "engine" or (target.framework == "torch" and nbytes < SMALL):
+        return None
+    at = handle.find(name)
+    item = _load.item(handle.row(at), at, None)
+    part = _device.part_of(0, item, shape)
+    run = _device.Run(handle, [target], _device.Settings(), nbytes)
+    try:
+        run.submit_boxes([(part, 0, [_device.Box(ranges, 0, None)])])
+        while 0 not in (run.landed() or [0]):
+            pass
+        return run.tensor(0)
+    finally:
+        run.close()

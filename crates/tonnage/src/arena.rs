@@ -110,7 +110,9 @@ impl Arena {
 /// The error of a tensor that no region holds: an empty `name` where only its length is known.
 pub fn too_large(name: &str, len: u64, info: &tonnage_device::Info) -> Error {
     let (id, most) = (info.id, info.max_region);
-    let text = format!("{len} bytes, and {id} has no allocation of more than {most}");
+    let text = format!(
+        "it takes {len} bytes, and {id} has no allocation of more than {most}; slices of it fit"
+    );
     let cause = tonnage_device::Cause::Invalid(text);
     Error::from(tonnage_device::Error::new(id, "hold a tensor", cause)).about(name, None)
 }

@@ -15,6 +15,18 @@ pub fn too_large(name: &str, len: u64, info: &Info) -> PyErr {
 /// Bytes of each region; for each tensor its region, its first byte there, and unused bytes behind it.
 type Arranged = (Vec<u64>, Vec<(usize, u64, u64)>);
 
+/// Refuses a tensor that no allocation of a device holds.
+#[pyfunction]
+#[pyo3(name = "_check_size")]
+pub fn check_size(py: Python<'_>, name: &str, len: u64, device: &str) -> PyResult<()> {
+    let device = open::device(py, device)?;
+    let info = device.info();
+    if len > info.max_region {
+        return Err(too_large(name, len, info));
+    }
+    Ok(())
+}
+
 /// Places tensors of these lengths in regions of a device's memory.
 #[pyfunction]
 #[pyo3(name = "_arrange")]

@@ -135,6 +135,25 @@ impl Bulk {
         goes.copied().unwrap_or(0)
     }
 
+    /// Refuses a tensor that no allocation of its device holds, before anything is allocated or read.
+    pub fn check_sizes(&self, py: Python<'_>, devices: &[String]) -> PyResult<()> {
+        let opened = devices.iter().map(|name| open::device(py, name));
+        let opened = opened.collect::<PyResult<Vec<_>>>()?;
+        let checkpoint = &self.handle.get().checkpoint;
+        for (at, &position) in self.positions.iter().enumerate() {
+            let tensor = checkpoint.at(position).ok_or_else(|| unknown(position))?;
+            let (from, to) = dtypes(&tensor, self.wanted)?;
+            let len = cast_len(from, tensor.byte_len(), to).map_err(|e| raise(&e.into()))?;
+            let Some(device) = opened.get(self.target(at)) else {
+                return Err(usage("DEVICE_MAP", "no such target"));
+            };
+            if len > device.info().max_region {
+                return Err(too_large(tensor.name(), len, device.info()));
+            }
+        }
+        Ok(())
+    }
+
     /// Places the tensors from `begin` on, as many as a portion has, and says where it ends.
     pub fn portion(
         &self,

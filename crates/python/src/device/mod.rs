@@ -45,6 +45,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<transfer::Transfer>()?;
     module.add_class::<bulk::Bulk>()?;
     module.add_function(wrap_pyfunction!(arrange::arrange, module)?)?;
+    module.add_function(wrap_pyfunction!(arrange::check_size, module)?)?;
     module.add_function(wrap_pyfunction!(open::memory, module)?)?;
     module.add_function(wrap_pyfunction!(open::devices, module)?)
 }

@@ -19,8 +19,9 @@ use super::{memory, open};
 use crate::paved::failure::{raise, raise_about, usage};
 use crate::paved::handle::Handle;
 
-/// How long a wait for the engine is before signals are looked at and a callback is told.
-const NAP: Duration = Duration::from_millis(50);
+/// How long a wait for the engine is before signals are looked at and a callback is told. Ctrl-C has 100 ms: a
+/// nap, a read that was begun (25 ms), and the copies under way.
+const NAP: Duration = Duration::from_millis(20);
 
 /// Seconds, bytes, threads, strategy, why that one, peak of staging memory in bytes.
 type Done = (f64, u64, usize, &'static str, String, u64);
@@ -225,6 +226,7 @@ impl Transfer {
             names: &devices,
             allocate: &allocate,
         };
+        bulk.check_sizes(py, &devices)?;
         let mut done = 0;
         while done < count {
             let mut pieces = Vec::new();

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyBytes, PyDict};
+use pyo3::types::{PyBytes, PyDict, PyTuple};
 use tonnage::engine::{self, Read};
-use tonnage::format::slice::Runs;
+use tonnage::format::slice::{Range, Runs};
 use tonnage::format::{self, Dtype, Header, ReadOptions, Step, TensorInfo, probe};
 use tonnage::storage::{self, FileSource, MemorySource, PrivateMap, ReadAhead, Source};
 use tonnage::{Checkpoint, OpenOptions};
@@ -304,19 +304,55 @@ impl Opened {
         })
     }
 
-    /// The slice of a tensor that `runs` cover, as a tensor of `shape`.
+    /// The slice of a tensor that `runs` of these ranges cover, as a tensor of `shape`.
     pub fn slice<'py>(
         &self,
         py: Python<'py>,
         info: &TensorInfo<'_>,
+        ranges: &[Range],
         runs: Runs,
         shape: &[u64],
     ) -> PyResult<Bound<'py, PyAny>> {
         let dtype = self.dtype(py, info)?;
+        if let Some(tensor) = self.slice_by_engine(py, info, ranges, runs.byte_len(), shape)? {
+            return Ok(tensor);
+        }
         let (source, start) = (&*self.source, self.header.data_start() + info.begin);
         self.fresh(py, info.name, dtype, shape, runs.byte_len(), |dst| {
             gather(source, start, runs, dst)
         })
+    }
+
+    /// A slice on a device that the engine brings it to; `None` as for [`Opened::by_engine`].
+    fn slice_by_engine<'py>(
+        &self,
+        py: Python<'py>,
+        info: &TensorInfo<'_>,
+        ranges: &[Range],
+        len: u64,
+        shape: &[u64],
+    ) -> PyResult<Option<Bound<'py, PyAny>>> {
+        if !self.adapter.stages() {
+            return Ok(None);
+        }
+        let module = py.import(intern!(py, "tonnage._prefetch"))?;
+        let ranges: Vec<(u64, u64, u64)> = ranges
+            .iter()
+            .map(|range| (range.start, range.stop, range.step))
+            .collect();
+        let args = (
+            self.checkpoint(py)?,
+            info.name,
+            len,
+            ranges,
+            PyTuple::new(py, shape)?,
+            self.device.to_python(py)?,
+            self.framework.adapter(),
+        );
+        let made = module
+            .getattr(intern!(py, "slice_by_engine"))?
+            .call1(args)?;
+        Ok((!made.is_none()).then_some(made))
     }
 
     /// A tensor of memory of its own, `len` bytes that `fill` reads with the GIL released.

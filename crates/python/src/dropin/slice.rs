@@ -63,6 +63,6 @@ impl PySafeSlice {
         }
         let taken = runs(dtype, info.shape, &index.ranges)
             .map_err(|reason| index.refuse(info.shape, &reason, info.name))?;
-        opened.slice(py, &info, taken, &index.shape(info.shape))
+        opened.slice(py, &info, &index.ranges, taken, &index.shape(info.shape))
     }
 }
