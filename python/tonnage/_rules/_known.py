@@ -173,14 +173,15 @@ def _shape(expr: Expr, catalog: Mapping[str, Any]) -> tuple[int, ...]:
 def _exprs(catalog: Mapping[str, Any], kind: Kind, *, stack: bool) -> dict[str, Expr]:
     """The model's tensors: experts that are stored apart in one, unless they are quantised."""
     made: dict[str, Expr] = {}
+    parts = kind.apart or () if stack else ()
     apart: dict[str, dict[int, dict[str, str]]] = defaultdict(lambda: defaultdict(dict))
-    pattern = re.compile(r"(.*\.experts)\.(\d+)\.([a-z0-9_]+)\.weight")
+    pattern = re.compile(r"(.*\.experts)\.(\d{1,6})\.([a-z0-9_]+)\.weight")
     for name in catalog:
         target = name
         for stored, ours in kind.renamed:
             target = target.replace(stored, ours)
         found = pattern.fullmatch(target)
-        if stack and kind.apart and found and found[3] in kind.apart:
+        if found and found[3] in parts:
             apart[found[1]][int(found[2])][found[3]] = name
             if f"{found[1]}.down_proj" not in made:
                 # The place of the first decides the order.
@@ -188,8 +189,7 @@ def _exprs(catalog: Mapping[str, Any], kind: Kind, *, stack: bool) -> dict[str, 
         else:
             made[target] = Source(name)
     for where, experts in apart.items():
-        assert kind.apart is not None
-        gate, up, down = (_stack(where, experts, one) for one in kind.apart)
+        gate, up, down = (_stack(where, experts, one) for one in parts)
         made[f"{where}.gate_up_proj"] = Concat((gate, up), 1)
         made[f"{where}.down_proj"] = down
     return made
@@ -216,7 +216,7 @@ def _tie(exprs: dict[str, Expr], shapes: dict[str, tuple[int, ...]]) -> None:
 
 def _beyond(exprs: Mapping[str, Expr], layers: int | None) -> list[str]:
     """Layers after the last: they predict further tokens and are no part of the model."""
-    pattern = re.compile(r"model\.layers\.(\d+)\.")
+    pattern = re.compile(r"model\.layers\.(\d{1,6})\.")
     return [
         name
         for name in exprs

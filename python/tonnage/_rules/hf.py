@@ -78,7 +78,7 @@ _COPIES = frozenset(("dp", "dp_replicate", "replicate", "ddp", "cp", "sp"))
 _AXES = frozenset(("pp", "tp", "ep", "fsdp", "dp_shard", "efsdp")) | _COPIES
 _ATTENTION = frozenset(("self_attn", "attn", "attention", "self_attention", "cross_attn"))
 _KEYS_AND_VALUES = frozenset(("k_proj", "v_proj", "key", "value"))
-_EXPERT = re.compile(r"\.experts\.(\d+)\.")
+_EXPERT = re.compile(r"\.experts\.(\d{1,6})\.")
 
 
 def place(model: Model, mesh: Mesh, options: Options) -> list[Target]:

@@ -118,7 +118,7 @@ class Stages:
         self._ends = ends
         self._size = size
         self._pipeline = pipeline
-        self._pattern = re.compile(rf"{re.escape(ends.layers or '')}\.(\d+)\.")
+        self._pattern = re.compile(rf"{re.escape(ends.layers or '')}\.(\d{{1,6}})\.")
         numbers = [int(found[1]) for name in names if (found := self._pattern.match(name))]
         if ends.layers is None or not numbers:
             where = "no pp_plan" if ends.layers is None else f"no tensors under {ends.layers}"

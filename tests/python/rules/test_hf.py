@@ -479,3 +479,12 @@ def test_a_hostile_configuration_is_an_error(
     config = json.loads((folder / "llama" / "config.json").read_text())
     with pytest.raises(tonnage.UsageError, match=says):
         hf.request(tonnage.open(folder / "llama"), tonnage.Mesh(tp=2), config={**config, **change})
+
+
+@pytest.mark.parametrize("number", ["9" * 9, "9" * 5000])
+def test_numbers_in_names_do_not_ask_for_memory(number: str) -> None:
+    catalog, config = _llama(4, 2)
+    catalog[f"model.layers.{number}.input_layernorm.weight"] = Ref((16,))
+    known = _known.described(catalog, config)
+    with pytest.raises(tonnage.UsageError, match="is on no pipeline stage"):
+        hf.place(known, tonnage.Mesh(pp=2), hf.Options())
