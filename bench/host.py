@@ -4,8 +4,8 @@ other loaders.
 Each side loads the same file in a process of its own and then sums every byte by the same code;
 sides take turns, rounds go on while the time lasts, medians are compared. *Cold*: the file was
 dropped from the page cache, and is seen to be gone. The limits are measured in the same rounds by
-`examples/host_limits.rs`: `O_DIRECT` reads by four threads into buffers that are used again, and
-one `pread` into fresh huge pages.
+`examples/host_limits.rs`: `O_DIRECT` reads by four threads into buffers that are used again, one
+`pread` into fresh huge pages, and reads with every processor into memory of three kinds.
 """
 
 from __future__ import annotations
@@ -28,6 +28,13 @@ from .measure import ROOT, evict, warm
 OWNED = ["reference load", "reference clone", "fastsafetensors", "Run:ai", "tensorizer", "MLX"]
 VIEWS = ["reference load_file", "safetensors 0.9"]
 LIMITS = {"cold": "limit: O_DIRECT", "warm": "limit: pread into huge pages"}
+#: What reading a cached file takes with every processor, by the memory that it goes to: modes of
+#: `examples/host_limits.rs`.
+MEMORY = {
+    "limit: all processors, fresh small pages": "small",
+    "limit: all processors, fresh huge pages": "huge",
+    "limit: all processors, pages taken before": "taken",
+}
 MADV_POPULATE_WRITE = 23
 
 
@@ -51,7 +58,8 @@ def command(name: str, path: Path, small: Path) -> tuple[list[str], dict[str, st
     if name.startswith("limit"):
         target = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
         program = str(target / "release/examples/host_limits")
-        return [program, "direct" if "DIRECT" in name else "pread", str(path)], environment
+        mode = MEMORY.get(name, "direct" if "DIRECT" in name else "pread")
+        return [program, mode, str(path)], environment
     if name in peers.PACKAGES or name == "make tensorizer":
         home = peers.folder("tensorizer" if name == "make tensorizer" else name)
         environment["PYTHONPATH"] = os.pathsep.join(
@@ -170,6 +178,9 @@ def verdicts(state: str, sides: dict[str, Side]) -> list[str]:
         found.append(line("rate / one pread into fresh huge pages", rate, 0.85))
         best = min(map(time_of, OWNED)) / ours
         found.append(line("time of the best loader of owned tensors / ours", best, 1.7))
+        # Whoever hands out memory of its own has to take it and to copy into it.
+        least = min(map(time_of, list(MEMORY)[:2])) / ours
+        found.append(line("time of all processors into fresh memory / ours", least, 0.85))
         views = time_of("reference load_file") / time_of("tonnage load_file")
         # Equal work measured twice differs by this much.
         found.append(line("time of the reference's load_file / ours, views", views, 1.00))
@@ -191,7 +202,8 @@ def run(folder: Path, rounds: int, size: int, seconds: float) -> dict[str, Any]:
     record: dict[str, Any] = {}
     for state in ("cold", "warm"):
         owned = OWNED if state == "warm" else OWNED[2:]
-        names = [LIMITS[state], "tonnage", "tonnage load_file", *VIEWS, *owned]
+        memory = MEMORY if state == "warm" else ()
+        names = [LIMITS[state], *memory, "tonnage", "tonnage load_file", *VIEWS, *owned]
         sides = measure(state, path, small, seconds / 2, rounds, names)
         print(f"\n{table(state, sides, path.stat().st_size)}\n", flush=True)
         claims = verdicts(state, sides)

@@ -1,6 +1,9 @@
 //! What this machine can do at most, for `python -m bench host`:
 //! `host_limits direct FILE` reads past the page cache with four threads, 4 MiB at a time, into buffers that
-//! are used again; `host_limits pread FILE` makes one read of all of it into fresh huge pages.
+//! are used again; `host_limits pread FILE` makes one read of all of it into fresh huge pages;
+//! `host_limits small FILE` and `host_limits huge FILE` read it block by block with a thread a processor into
+//! fresh pages of that size, and `host_limits taken FILE` into pages that were taken before the clock starts: what
+//! the first two take beyond the third is the price of fresh memory, which whoever owns what it loads has to pay.
 //!
 //! It uses the system's calls and nothing of the engine. Prints `ready`, waits for a line, works, prints what
 //! that took, waits for another.
@@ -8,6 +11,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, stdin};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
@@ -33,15 +37,23 @@ fn main() {
     let len = file.metadata().expect("length").len();
     println!("ready");
     wait();
-    let (load, sum) = if direct {
-        (read_direct(&file, len), None)
-    } else {
-        let start = Instant::now();
-        let mut memory = HostBuffer::new(len).expect("memory");
-        pages::prefer_huge(memory.as_mut_slice(), true);
-        file.read_exact_at(memory.as_mut_slice(), 0).expect("read");
-        let load = start.elapsed().as_secs_f64();
-        (load, Some(added(memory.as_slice())))
+    let (load, sum) = match mode.as_str() {
+        "direct" => (read_direct(&file, len), None),
+        "pread" | "small" | "huge" | "taken" => {
+            let mut memory = HostBuffer::new(len).expect("memory");
+            pages::prefer_huge(memory.as_mut_slice(), mode != "small");
+            if mode == "taken" {
+                pages::take(memory.as_mut_slice());
+            }
+            let start = Instant::now();
+            match mode.as_str() {
+                "pread" => file.read_exact_at(memory.as_mut_slice(), 0).expect("read"),
+                _ => read_blocks(&file, memory.as_mut_slice()),
+            }
+            let load = start.elapsed().as_secs_f64();
+            (load, Some(added(memory.as_slice())))
+        }
+        _ => panic!("direct, pread, small, huge or taken, not {mode}"),
     };
     let all = load + sum.unwrap_or(0.0);
     println!("{{\"load\": {load}, \"all\": {all}, \"sum\": null}}");
@@ -81,6 +93,24 @@ fn read_direct(file: &File, len: u64) -> f64 {
         }
     });
     start.elapsed().as_secs_f64()
+}
+
+/// A thread a processor, 4 MiB at a time.
+fn read_blocks(file: &File, memory: &mut [u8]) {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let blocks = Mutex::new(memory.chunks_mut(BLOCK).enumerate());
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let Some((i, block)) = blocks.lock().expect("blocks").next() else {
+                        break;
+                    };
+                    file.read_exact_at(block, (i * BLOCK) as u64).expect("read");
+                }
+            });
+        }
+    });
 }
 
 /// Seconds that reading every byte once takes.
