@@ -50,6 +50,8 @@ class Report:
             was seen; for loads to devices.
         needed: bytes of the files that the tensors are made of, where a plan says what is read:
             `bytes` may be more, where short runs are read in whole blocks.
+        mode: how ranks loaded, where a plan says what is read: `"direct"`, `"shm"`, `"collective"`.
+        mode_reason: why that mode.
     """
 
     seconds: float = 0.0
@@ -65,6 +67,8 @@ class Report:
     reason: str = ""
     peak_host: int = 0
     needed: int = 0
+    mode: str = ""
+    mode_reason: str = ""
 
     @property
     def gb_per_s(self) -> float:

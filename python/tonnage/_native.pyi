@@ -428,6 +428,7 @@ _LocalRow = tuple[
 _PlanJob = tuple[int, Any, bool, str | None]
 _PlanDeviceJob = tuple[int, int, _Region, int, str | None]
 _PlanDone = tuple[float, int, int, str, int, str, int]
+_Reading = tuple[int, int | None, str, str | None]
 _PlanBytes = tuple[int, int, int, list[tuple[int, int, int, str]]]
 
 @final
@@ -468,6 +469,54 @@ def _plan_read(
     strategy: str = "auto",
     profile: str | None = None,
 ) -> _PlanDone: ...
+def _plan_profile(this: _Plan, handle: _Handle, rank: int) -> str: ...
+def _plan_choose(
+    this: _Plan,
+    ranks: Sequence[int],
+    nodes: Sequence[int],
+    profile: str,
+    cached: bool,
+    shared: bool,
+    fabric: float | None = None,
+) -> tuple[str, float, float | None, float | None, str]: ...
+
+@final
+class _Together:
+    def __new__(
+        cls,
+        plan: _Plan,
+        handle: _Handle,
+        ranks: Sequence[int],
+        member: int,
+        jobs: Sequence[_PlanJob],
+        staging: int,
+        window: int | None = None,
+        own: bool = False,
+    ) -> _Together: ...
+    @property
+    def rounds(self) -> int: ...
+    @property
+    def read(self) -> list[int]: ...
+    def digest(self) -> str: ...
+    def largest(self) -> list[int]: ...
+    def shm(
+        self,
+        path: str | os.PathLike[str],
+        timeout: float,
+        reading: _Reading,
+        progress: Callable[[int, int], object] | None = None,
+        cancel: _Cancel | None = None,
+    ) -> _PlanDone: ...
+    def direct(self, reading: _Reading) -> _PlanDone: ...
+    def sizes(self, round: int) -> tuple[list[int], list[int], list[tuple[int, int]], int]: ...
+    def exchanged(self, round: int) -> int: ...
+    def read_round(self, round: int, send: Any, own: Any, reading: _Reading) -> _PlanDone: ...
+    def take(self, round: int, received: Any, position: int | None = None) -> None: ...
+    def copies(
+        self, round: int, position: int | None = None
+    ) -> list[tuple[int, int, int, int, list[tuple[int, int, int]]]]: ...
+    def finish(self) -> None: ...
+
 def _plan_submit(
     this: _Plan,
     transfer: _Transfer,

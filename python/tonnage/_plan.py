@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from tonnage import _errors, _load, _planned, _ranks
+from tonnage import _errors, _load, _modes, _planned, _ranks
 from tonnage._native import (
     _Plan,
     _plan_bytes,
@@ -104,6 +104,9 @@ class RankBytes(NamedTuple):
     #: How many ranges are asked for.
     requests: int
     tensors: tuple[TensorBytes, ...]
+    #: What `mode="auto"` takes where all ranks are on one machine, and why.
+    mode: str
+    mode_reason: str
 
     @property
     def amplification(self) -> float:
@@ -123,6 +126,7 @@ class Plan:
         self._native = native
         self._checkpoint = checkpoint
         self._digest: str | None = None
+        self._predicted: dict[str, tuple[str, str]] = {}
 
     @property
     def mesh(self) -> Mesh:
@@ -165,7 +169,13 @@ class Plan:
         needed, read, requests, rows = _plan_bytes(self._native, self._handle(), rank, profile)
         names = [row[0] for row in self._native.locals(rank)]
         tensors = tuple(TensorBytes(name, *row) for name, row in zip(names, rows, strict=True))
-        return RankBytes(rank, needed, read, requests, tensors)
+        mode, reason = "direct", "there is one rank"
+        if self.ranks > 1:
+            known = profile or _modes.profile_of(self._native, self._checkpoint, rank)
+            if known not in self._predicted:
+                self._predicted[known] = _modes.predicted(self._native, self.ranks, known)
+            mode, reason = self._predicted[known]
+        return RankBytes(rank, needed, read, requests, tensors, mode, reason)
 
     def explain(self, rank: int, *, profile: str | None = None) -> str:
         """What a rank reads, as text for people."""
@@ -221,6 +231,7 @@ class Plan:
         group: Any = None,
         device_mesh: Any = None,
         mode: str = "direct",
+        window: str | PathLike[str] | None = None,
         staging: int | str = "256MiB",
         threads: int | None = None,
         strategy: str = "auto",
@@ -242,11 +253,16 @@ class Plan:
                 parts that they are; or `"dtensor"`.
             group: a process group; default: that of all ranks.
             device_mesh: for `"dtensor"`; default: one of the plan's axes.
-            mode: `"direct"`: each rank reads for itself.
+            mode: `"direct"`: each rank reads for itself. `"shm"`: the ranks of a machine read each
+                byte once, into a window of memory that all see. `"collective"`: the ranks of the
+                group read each byte once, and send it to those that need it. `"auto"`: what costs
+                least, as all ranks reckon alike; `Checkpoint.report` tells which and why.
+            window: for `"shm"` without a group: a path that is not there yet, best in a file system
+                that lies in memory, and the same for all ranks of the plan.
             staging: host memory that bytes pass through, at most.
             threads, strategy, progress, verify: as for `Checkpoint.load`.
             profile: as for `bytes`.
-            timeout: seconds that ranks wait for each other's plan.
+            timeout: seconds that ranks wait for each other.
 
         Returns:
             The rank's tensors by its names, in the order of the plan.
@@ -258,17 +274,16 @@ class Plan:
 
         `Checkpoint.report` tells what was done; its `needed` says how many bytes had to be read.
         """
-        if mode not in ("direct", "auto"):
-            raise _errors.usage(f"mode must be 'direct' or 'auto', not {mode!r}", "MODE")
+        _modes.check(mode)
         options = _load.Options(framework, device, dtype, threads, staging, strategy, verify)
-        return _planned.load(
-            self._start(rank, group, timeout, profile),
-            select,
-            options,
-            into,
-            _planned.Output(out, device_mesh),
-            progress,
-        )
+        together = into is None and select is None and not verify
+        # Ranks may have devices of their own, but not of different kinds.
+        kind = str(device).partition(":")[0]
+        told = (options.settings.staging, together, str(dtype), kind)
+        who, start = self._start(rank, group, timeout, profile, mode, told)
+        way = _modes.settle(start, who, self.ranks, mode, window, timeout, together)
+        output = _planned.Output(out, device_mesh)
+        return _planned.load(start, select, options, into, output, progress, way)
 
     def stream(
         self,
@@ -290,20 +305,26 @@ class Plan:
         are read; no more than `budget` bytes that were not yielded. Arguments are those of `load`.
         """
         options = _load.Options(framework, device, dtype, threads, staging, strategy, False)
-        start = self._start(rank, group, timeout, profile)
+        _, start = self._start(rank, group, timeout, profile)
         return _planned.stream(start, select, options, _load.bytes_of(budget))
 
     def _handle(self) -> Any:
         return None if self._checkpoint is None else self._checkpoint._handle
 
     def _start(
-        self, rank: int | None, group: Any, timeout: float | None, profile: str | None
-    ) -> _planned.Rank:
+        self,
+        rank: int | None,
+        group: Any,
+        timeout: float | None,
+        profile: str | None,
+        mode: str = "direct",
+        told: tuple[object, ...] = (),
+    ) -> tuple[_ranks.Member, _planned.Rank]:
         if self._checkpoint is None:
             raise _errors.usage("the plan has no checkpoint to read: say plan.of(checkpoint)")
         who = _ranks.member(self.ranks, rank, group)
-        _ranks.agree(self.digest, who, timeout)
-        return _planned.Rank(self._checkpoint, self._native, who.rank, profile)
+        _ranks.agree(_modes.digest(self.digest, mode, *told), who, timeout)
+        return who, _planned.Rank(self._checkpoint, self._native, who.rank, profile)
 
     def __repr__(self) -> str:
         label = "no checkpoint" if self._checkpoint is None else self._checkpoint.label

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tonnage import _arrays, _device, _errors, _into, _load
+from tonnage import _arrays, _device, _errors, _into, _load, _modes
 from tonnage._native import _Cancel, _castable, _plan_read, _plan_submit
 from tonnage._progress import ProgressLike
 
@@ -92,6 +92,7 @@ def load(
     into: Mapping[str, Any] | None,
     output: Output,
     progress: ProgressLike,
+    way: _modes.Way,
 ) -> dict[str, Any]:
     """`Plan.load`."""
     output.check(options.framework)
@@ -104,10 +105,11 @@ def load(
         if into is not None:
             loaded = _load_into(rank, items, into, options, report, bar)
         else:
-            loaded = _load_new(rank, items, options, report, bar)
+            loaded = _load_new(rank, items, options, report, bar, way)
     if output.kind != "tensor":
         rows = {row[0]: row for row in rank.native.locals(rank.rank)}
         loaded = {name: _given(one, rows[name], rank, output) for name, one in loaded.items()}
+    report.mode, report.mode_reason = way.mode, way.reason
     report.loaded = len(loaded)
     report.seconds = perf_counter() - began
     rank.checkpoint.report = report
@@ -120,9 +122,12 @@ def _load_new(
     options: _load.Options,
     report: _load.Report,
     bar: _load._Bar,
+    way: _modes.Way,
 ) -> dict[str, Any]:
     names = [one.name for one in items]
     targets, goes = _device.targets_of(options.device, options.framework, names)
+    if way.mode != "direct":
+        return _load_together(rank, items, targets, options, report, bar, way)
     if len(targets) == 1 and targets[0].way == "host":
         arrays = _arrays.arrays(options.framework)
         return read(rank, items, arrays, options, report, bar.at(0))
@@ -143,6 +148,35 @@ def _load_new(
     return {name: found[name] for name in names}
 
 
+def _load_together(
+    rank: Rank,
+    items: Sequence[_load.Item],
+    targets: Sequence[_device.Target],
+    options: _load.Options,
+    report: _load.Report,
+    bar: _load._Bar,
+    way: _modes.Way,
+) -> dict[str, Any]:
+    if len(targets) != 1:
+        raise _errors.usage(f"mode={way.mode!r} brings a rank's tensors to one device", "MODE")
+    (target,) = targets
+    arrays = _arrays.arrays(target.framework or options.framework)
+    report.needed = sum(one.nbytes for one in items)
+    if target.way == "meta":
+        raise _errors.usage(f"mode={way.mode!r} reads, and device='meta' does not", "MODE")
+    if (
+        target.way != "host"
+        and way.mode == "collective"
+        and isinstance(arrays, _arrays.TorchArrays)
+    ):
+        return _modes.read_to(rank, way, items, target.device, options, report)
+    there = read(rank, items, arrays, options, report, bar.at(0), None, way)
+    if target.way == "host":
+        return there
+    # One by one, so that the host is rid of each as soon as the device has it.
+    return {one.name: arrays.put(there.pop(one.name), options.device) for one in items}
+
+
 def read(
     rank: Rank,
     items: Sequence[_load.Item],
@@ -151,11 +185,15 @@ def read(
     report: _load.Report,
     progress: Callable[[int, int], None] | None = None,
     cancel: _Cancel | None = None,
+    way: _modes.Way | None = None,
 ) -> dict[str, Any]:
     """Reads tensors into host memory of their own."""
     slots = [arrays.empty(one.wanted, one.shape) for one in items]
     jobs = [_job(one, slot.target, slot.spread) for one, slot in zip(items, slots, strict=True)]
-    _read(rank, jobs, options, report, progress, cancel)
+    if way is None:
+        _read(rank, jobs, options, report, progress, cancel)
+    else:
+        _modes.read(rank, way, jobs, options, report, progress, cancel)
     return {
         one.name: arrays.finish(slot, one.wanted, one.shape)
         for one, slot in zip(items, slots, strict=True)

@@ -11,6 +11,7 @@
 
 mod build;
 mod error;
+pub mod exchange;
 mod expr;
 pub mod io;
 mod json;

@@ -11,6 +11,8 @@
 //!   whatever goes wrong before, the old file is as it was and nothing is left behind.
 //! * **Several processes can fill one file**, each its own ranges ([`SharedFile`]), before its maker gives it
 //!   its name.
+//! * **Several processes of a machine can share memory** ([`window::Window`]), turn by turn, without waiting for
+//!   one that has died.
 //! * **An error keeps what the system said** ([`Error::kind`], [`Error::raw_os_error`]) and names the
 //!   file. A missing permission is `PermissionDenied`, not `NotFound`.
 //! * **What the page cache has is known and left alone**: [`Source::residency`] says how much of a range is
@@ -54,6 +56,7 @@ mod sink;
 mod source;
 pub mod temp;
 pub mod uring;
+pub mod window;
 
 pub use ahead::ReadAhead;
 pub use atomic::{AtomicFile, AtomicOptions, Durability, Staged, lock_folder, sync_dir};

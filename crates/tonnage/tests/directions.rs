@@ -96,6 +96,7 @@ const UNSAFE: &[&str] = &[
     "crates/storage/src/pages.rs",
     "crates/storage/src/residency.rs",
     "crates/storage/src/uring.rs",
+    "crates/storage/src/window.rs",
     "crates/device/src/dlpack.rs",
     "crates/device/src/dlpack/exchange.rs",
     "crates/device/src/driver/call.rs",

@@ -18,22 +18,24 @@ use crate::paved::run::{CancelFlag, Request, run};
 
 /// Position of the local tensor; a writable buffer; whether sub-byte elements are spread out one a byte; what floats
 /// are cast to.
-type Job<'py> = (usize, Bound<'py, PyAny>, bool, Option<String>);
+pub(super) type Job<'py> = (usize, Bound<'py, PyAny>, bool, Option<String>);
 /// Seconds, bytes read, threads, strategy, bytes of staging memory, why that strategy, bytes needed.
-type Done = (f64, u64, usize, &'static str, u64, &'static str, u64);
+pub(super) type Done = (f64, u64, usize, &'static str, u64, &'static str, u64);
 /// Position of the local tensor; its tag; the memory and the first byte there; what floats are cast to.
 type DeviceJob<'py> = (usize, u64, Bound<'py, Region>, u64, Option<String>);
 /// Needed, read, requests; for each tensor needed, read, runs, way.
 type Bytes = (u64, u64, u64, Vec<(u64, u64, u64, &'static str)>);
 
-struct Held {
-    local: usize,
-    dtype: Dtype,
-    stored: Dtype,
-    spread: bool,
-    target: Target,
+pub(super) struct Held {
+    pub local: usize,
+    pub dtype: Dtype,
+    pub stored: Dtype,
+    pub spread: bool,
+    pub target: Target,
     /// What is read before it is spread.
-    packed: Vec<u8>,
+    pub packed: Vec<u8>,
+    /// Bytes of the files.
+    pub bytes: u64,
 }
 
 fn dtype_of(name: Option<&str>, stored: Dtype) -> PyResult<Dtype> {
@@ -43,7 +45,7 @@ fn dtype_of(name: Option<&str>, stored: Dtype) -> PyResult<Dtype> {
     }
 }
 
-fn hold(locals: &[Local], job: Job<'_>) -> PyResult<Held> {
+pub(super) fn hold(locals: &[Local], job: Job<'_>) -> PyResult<Held> {
     let (at, buffer, spread, cast) = job;
     let unknown = || usage("PLAN_MESH", &format!("the rank has no tensor {at}"));
     let local = locals.get(at).ok_or_else(unknown)?;
@@ -61,10 +63,11 @@ fn hold(locals: &[Local], job: Job<'_>) -> PyResult<Held> {
         spread,
         target,
         packed,
+        bytes: local.bytes(),
     })
 }
 
-fn check_apart(jobs: &[Held]) -> PyResult<()> {
+pub(super) fn check_apart(jobs: &[Held]) -> PyResult<()> {
     let mut spans: Vec<(usize, usize)> = jobs.iter().map(|job| job.target.span()).collect();
     spans.sort_unstable();
     if spans.windows(2).any(|pair| pair[0].1 > pair[1].0) {
@@ -75,7 +78,7 @@ fn check_apart(jobs: &[Held]) -> PyResult<()> {
     Ok(())
 }
 
-fn strategy_of(name: &str) -> PyResult<Strategy> {
+pub(super) fn strategy_of(name: &str) -> PyResult<Strategy> {
     let parsed = name.parse();
     parsed.map_err(|e: UnknownStrategy| usage("STRATEGY", &e.to_string()))
 }

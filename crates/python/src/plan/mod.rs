@@ -3,6 +3,7 @@
 //! What a rank's tensors are in a framework, and who agrees with whom, lives in Python (`tonnage._plan`).
 
 mod load;
+mod together;
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -17,6 +18,9 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<NativePlan>()?;
     module.add_function(wrap_pyfunction!(plan_request, module)?)?;
     module.add_function(wrap_pyfunction!(plan_rules, module)?)?;
+    module.add_class::<together::NativeTogether>()?;
+    module.add_function(wrap_pyfunction!(together::profile, module)?)?;
+    module.add_function(wrap_pyfunction!(together::chosen, module)?)?;
     module.add_function(wrap_pyfunction!(load::bytes, module)?)?;
     module.add_function(wrap_pyfunction!(load::explain, module)?)?;
     module.add_function(wrap_pyfunction!(load::html, module)?)?;

@@ -65,6 +65,26 @@ pub struct LocalMemory<'a> {
     pub zeroed: bool,
 }
 
+impl<'a> LocalMemory<'a> {
+    /// Memory of a rank's tensors that lie in one piece, which is zeros.
+    pub(super) fn split(buffer: &'a mut [u8], tensors: &[LoadedTensor]) -> Vec<LocalMemory<'a>> {
+        let (mut rest, mut at) = (buffer, 0);
+        let mut parts = Vec::with_capacity(tensors.len());
+        for (local, tensor) in tensors.iter().enumerate() {
+            let (_, after) = std::mem::take(&mut rest).split_at_mut(tensor.begin - at);
+            let (memory, after) = after.split_at_mut(tensor.end - tensor.begin);
+            (rest, at) = (after, tensor.end);
+            parts.push(LocalMemory {
+                local,
+                dtype: tensor.dtype,
+                memory,
+                zeroed: true,
+            });
+        }
+        parts
+    }
+}
+
 /// What a load of some of a rank's tensors did.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Ran {
@@ -104,19 +124,7 @@ impl PlannedLoad<'_> {
         let locals = self.locals(rank)?;
         let (tensors, len) = place(&locals, load.dtype)?;
         let mut buffer = HostBuffer::new(len)?;
-        let (mut rest, mut at) = (buffer.as_mut_slice(), 0);
-        let mut parts = Vec::with_capacity(tensors.len());
-        for (local, tensor) in tensors.iter().enumerate() {
-            let (_, after) = std::mem::take(&mut rest).split_at_mut(tensor.begin - at);
-            let (memory, after) = after.split_at_mut(tensor.end - tensor.begin);
-            (rest, at) = (after, tensor.end);
-            parts.push(LocalMemory {
-                local,
-                dtype: tensor.dtype,
-                memory,
-                zeroed: true,
-            });
-        }
+        let parts = LocalMemory::split(buffer.as_mut_slice(), &tensors);
         let ran = self.load_into(&locals, parts, load, &load.options())?;
         let report = Report {
             seconds: ran.report.seconds,
@@ -253,7 +261,7 @@ impl PlannedLoad<'_> {
         })
     }
 
-    fn files(&self, strategy: Strategy) -> Result<Vec<File<'_>>> {
+    pub(super) fn files(&self, strategy: Strategy) -> Result<Vec<File<'_>>> {
         let files = self.sources.iter().enumerate().map(|(at, source)| {
             let mapped = match (&self.checkpoint, strategy) {
                 (Some((checkpoint, files)), Strategy::Mmap) => {
@@ -406,7 +414,7 @@ impl Ran {
 }
 
 /// Whether a copy consists of whole elements wherever a block of whole pages is cut.
-fn whole_elements(copy: &Copy, dtype: Dtype) -> bool {
+pub(super) fn whole_elements(copy: &Copy, dtype: Dtype) -> bool {
     let unit = (dtype.bitsize() as u64 / 8).max(1);
     let even = dtype.bitsize().is_power_of_two();
     let whole = |bytes: u64| bytes.is_multiple_of(unit);
@@ -421,7 +429,7 @@ fn whole_elements(copy: &Copy, dtype: Dtype) -> bool {
 }
 
 /// Where a rank's tensors lie in one piece of memory, and how many bytes that has.
-fn place(locals: &[Local], dtype: Option<Dtype>) -> Result<(Vec<LoadedTensor>, u64)> {
+pub(super) fn place(locals: &[Local], dtype: Option<Dtype>) -> Result<(Vec<LoadedTensor>, u64)> {
     let mut tensors = Vec::with_capacity(locals.len());
     let mut end = 0_u64;
     for local in locals {

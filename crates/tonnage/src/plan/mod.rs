@@ -22,17 +22,24 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod collective;
 pub(crate) mod device;
 mod gathered;
 mod load;
 mod scatter;
+mod shm;
 mod show;
 mod stream;
+mod together;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
+pub use collective::{MessageSizes, largest};
 pub use load::{LocalMemory, PlanLoad, Ran};
+pub use shm::Meeting;
+pub use together::{Raw, Together, WINDOW, exchange, messages};
+pub use tonnage_plan::exchange::{Exchange, Means, choose};
 
 pub use show::{explain, html};
 pub use stream::PlannedTensor;
