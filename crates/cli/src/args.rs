@@ -63,6 +63,10 @@ pub enum Verb {
     Merge(Merge),
     /// Print, check or add checksums of tensor data
     Checksum(Checksum),
+    /// Show which rank of a mesh reads which bytes, and prove that the plan holds; nothing is loaded
+    Plan(Plan),
+    /// Write what every rank of a mesh has, from a checkpoint or from what other ranks wrote
+    Reshard(Reshard),
     /// Show the devices that checkpoints can be loaded to, and what to do where there is none
     Devices(Devices),
     /// Measure this machine, and loading a checkpoint on it, beside the reference package
@@ -377,6 +381,63 @@ pub struct Merge {
     /// Where.
     #[command(flatten)]
     pub target: Target,
+}
+
+/// A mesh, and who has what on it.
+#[derive(Debug, Args)]
+pub struct Placed {
+    /// Axes with their sizes, outermost first, such as pp=2,tp=4; rank = row-major position
+    #[arg(long, value_name = "AXIS=N,…")]
+    pub mesh: String,
+    /// `auto` (by the usual names), a file with rules as JSON, or PATTERN=PLACEMENT; may be repeated, the first pattern that matches holds
+    #[arg(long, value_name = "RULES", default_value = "auto")]
+    pub rules: Vec<String>,
+}
+
+/// `plan`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  tonnage plan Qwen3-8B/ --mesh tp=4
+  tonnage plan Qwen3-8B/ --mesh pp=2,tp=4 --rules rules.json --rank 3
+  tonnage plan m.safetensors --mesh tp=2 --rules '*.o_proj.weight=shard:1' --rules '*=replicate' --html plan.html
+
+Placements: replicate · shard:DIM · strided:DIM:GROUPS · owner:COORDINATE, of the axis tp (pp for an owner) or the
+only one. A file of rules is {PATTERN: PLACEMENT} or {PATTERN: {AXIS: PLACEMENT}}, where placements may be all that
+the library knows. With --json: the plan, which the library reads back and verifies.")]
+pub struct Plan {
+    /// File, folder or index
+    pub path: PathBuf,
+    /// The mesh and the rules.
+    #[command(flatten)]
+    pub placed: Placed,
+    /// Show what this rank reads, tensor by tensor
+    #[arg(long)]
+    pub rank: Option<u32>,
+    /// Write a picture of who reads what
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+}
+
+/// `reshard`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  tonnage reshard Qwen3-8B/ tp4/ --mesh tp=4
+  tonnage reshard tp4/ tp8/ --mesh tp=8
+  tonnage reshard tp8/ whole/ --mesh tp=1 --max-shard-size 5GB
+
+OUTPUT gets a file a rank, rank-00000.safetensors and so on, whose metadata says which part of which tensor each of
+its tensors is; `reshard` reads such folders too. A mesh of one rank gives an ordinary checkpoint. Rules: as of
+`tonnage plan`.")]
+pub struct Reshard {
+    /// Where.
+    #[command(flatten)]
+    pub target: Target,
+    /// The mesh and the rules.
+    #[command(flatten)]
+    pub placed: Placed,
+    /// Start another file before this size is exceeded
+    #[arg(long, value_name = "SIZE")]
+    pub max_shard_size: Option<String>,
 }
 
 /// `devices`.

@@ -8,7 +8,9 @@ mod diff;
 mod inspect;
 mod merge;
 mod metadata;
+mod plan;
 mod rename;
+mod reshard;
 mod shard;
 mod verify;
 mod write;
@@ -40,6 +42,8 @@ pub fn run(cli: &Cli, out: &mut Out) -> Result<u8, Failure> {
         Verb::Shard(args) => shard::run(args, common, out),
         Verb::Merge(args) => merge::run(args, common, out),
         Verb::Checksum(args) => checksum::run(args, common, out),
+        Verb::Plan(args) => plan::run(args, common, out),
+        Verb::Reshard(args) => reshard::run(args, common, out),
         Verb::Devices(args) => devices::run(args, common, out),
         Verb::Bench(args) => bench::run(args, common, out),
         Verb::Completions { shell } => {

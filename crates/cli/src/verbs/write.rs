@@ -112,7 +112,11 @@ impl<'a> Copying<'a> {
         Ok(OK)
     }
 
-    fn must_be_free(&self) -> Result<(), Failure> {
+    /// Refuses to write over a checkpoint, unless it was asked for.
+    ///
+    /// # Errors
+    /// A target that is there already.
+    pub fn must_be_free(&self) -> Result<(), Failure> {
         if self.force {
             return Ok(());
         }

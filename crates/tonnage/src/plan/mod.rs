@@ -22,10 +22,12 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod auto;
 mod collective;
 pub(crate) mod device;
 mod gathered;
 mod load;
+mod reshard;
 mod scatter;
 mod shm;
 mod show;
@@ -35,15 +37,17 @@ mod together;
 use std::collections::HashMap;
 use std::sync::Arc;
 
+pub use auto::{ModelConfig, auto};
 pub use collective::{MessageSizes, largest};
 pub use load::{LocalMemory, PlanLoad, Ran};
-pub use shm::Meeting;
-pub use together::{Raw, Together, WINDOW, exchange, messages};
-pub use tonnage_plan::exchange::{Exchange, Means, choose};
 
+pub use reshard::{Origin, SHARDS, rank_file, reshard};
+pub use shm::Meeting;
 pub use show::{explain, html};
 pub use stream::PlannedTensor;
+pub use together::{Raw, Together, WINDOW, exchange, messages};
 use tonnage_engine as engine;
+pub use tonnage_plan::exchange::{Exchange, Means, choose};
 use tonnage_plan::io::copies;
 pub use tonnage_plan::io::{IoPlan, IoProfile, TensorIo, Way};
 pub use tonnage_plan::{

@@ -1,0 +1,63 @@
+//! `reshard`: what every rank of a mesh has, in files of its own.
+
+use std::io::Write;
+
+use serde_json::json;
+use tonnage::plan::{Origin, PlanLoad, reshard};
+use tonnage::{Durability, Save};
+
+use super::write::Copying;
+use crate::args::{Common, Reshard};
+use crate::exit::{Failure, OK};
+use crate::terminal::{Out, cancel};
+use crate::{json, text};
+
+/// Runs the verb.
+pub fn run(args: &Reshard, common: &Common, out: &mut Out) -> Result<u8, Failure> {
+    let max_size = args
+        .max_shard_size
+        .as_deref()
+        .map(super::size)
+        .transpose()?;
+    Copying::to(&args.target, max_size).must_be_free()?;
+    let origin = Origin::open(&args.target.input, &super::options(common))?;
+    let request = super::plan::request(&args.placed, origin.table(), &args.target.input)?;
+    let plan = origin.plan_request(&request)?;
+    let load = PlanLoad {
+        cancel: Some(cancel()),
+        ..PlanLoad::default()
+    };
+    let save = Save {
+        max_shard_size: max_size,
+        durability: if args.target.no_sync {
+            Durability::None
+        } else {
+            Durability::Full
+        },
+        cancel: Some(cancel()),
+        ..Save::default()
+    };
+    let saved = reshard(&origin, &plan, &args.target.output, &load, &save)?;
+    let files: Vec<_> = saved.iter().flat_map(|one| &one.files).collect();
+    let bytes: u64 = saved.iter().map(|one| one.total_size).sum();
+    let output = args.target.output.to_string_lossy();
+    if common.json {
+        let files: Vec<_> = files.iter().map(|file| file.to_string_lossy()).collect();
+        let report = json!({
+            "schema": "tonnage.reshard/1", "output": output, "files": files,
+            "ranks": plan.mesh().size(), "tensors": plan.targets().len(), "bytes": bytes,
+        });
+        json::write(out, &report)?;
+        return Ok(OK);
+    }
+    writeln!(
+        out,
+        "{}: {} of {} in {}, {}",
+        text::name(&output),
+        text::plural(plan.targets().len() as u64, "tensor"),
+        text::plural(u64::from(plan.mesh().size()), "rank"),
+        text::plural(files.len() as u64, "file"),
+        text::size(bytes),
+    )?;
+    Ok(OK)
+}

@@ -1,0 +1,322 @@
+//! Checkpoints of ranks: what each rank of a mesh has, in files of its own, and from one mesh to another.
+//!
+//! [`reshard`] reads a checkpoint, whole or of ranks, and writes what every rank of a plan has: `rank-00003.safetensors`,
+//! whose metadata says under [`SHARDS`] which box of which tensor each of its tensors is. A plan of one rank gives
+//! an ordinary checkpoint again. Bytes go from file to file rank by rank and tensor by tensor; in memory there are
+//! never more of them than a few portions, or the largest local tensor.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use tonnage_plan::{Dims, Mesh, Part, Request, Rules};
+use tonnage_storage::Source;
+
+use super::{Allow, Local, Plan, PlanLoad, PlannedLoad, Table, build};
+use crate::checkpoint::Checkpoint;
+use crate::error::{Error, Result};
+use crate::open::OpenOptions;
+use crate::save::{Save, Saved};
+use crate::writer::Writer;
+
+/// The key of a file's metadata that says which parts its tensors are.
+pub const SHARDS: &str = "tonnage.shards";
+
+/// Bytes of tensors that are read before they are written.
+const AHEAD: u64 = 96 << 20;
+
+/// Where a checkpoint lies in files, and what is in them.
+#[derive(Debug)]
+pub struct Origin {
+    table: Table,
+    sources: Vec<Arc<dyn Source>>,
+    /// Whether tensors lie in parts.
+    parts: bool,
+    metadata: Vec<(String, String)>,
+}
+
+impl Origin {
+    /// Opens what [`reshard`] reads: a checkpoint, or a folder of files that ranks wrote.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open_with`]; `SHARDS` for metadata of parts that is not of its form.
+    pub fn open(path: &Path, options: &OpenOptions) -> Result<Origin> {
+        let ranks = rank_files(path)?;
+        if ranks.is_empty() {
+            return Origin::whole(&Checkpoint::open_with(path, options)?);
+        }
+        let mut origin = Origin {
+            table: Table::new(),
+            sources: Vec::new(),
+            parts: true,
+            metadata: Vec::new(),
+        };
+        let mut tensors: Vec<Tensor> = Vec::new();
+        let mut known: HashMap<String, usize> = HashMap::new();
+        for path in ranks {
+            let checkpoint = Checkpoint::open_with(&path, options)?;
+            origin.rank(&checkpoint, &mut tensors, &mut known)?;
+        }
+        for tensor in tensors {
+            let Tensor {
+                name,
+                dtype,
+                shape,
+                parts,
+            } = tensor;
+            origin.table.add_parts(&name, dtype, &shape, parts)?;
+        }
+        Ok(origin)
+    }
+
+    fn whole(checkpoint: &Checkpoint) -> Result<Origin> {
+        let files = 0..checkpoint.files().len();
+        Ok(Origin {
+            table: checkpoint.plan_table()?,
+            sources: files
+                .filter_map(|at| checkpoint.source(at).cloned())
+                .collect(),
+            parts: false,
+            metadata: checkpoint.metadata().clone().into_iter().collect(),
+        })
+    }
+
+    /// Takes in the files of one rank.
+    fn rank(
+        &mut self,
+        checkpoint: &Checkpoint,
+        tensors: &mut Vec<Tensor>,
+        known: &mut HashMap<String, usize>,
+    ) -> Result<()> {
+        let first = self.table.files().len() as u32;
+        for (at, file) in checkpoint.files().iter().enumerate() {
+            self.table.add_file(&file.label, file.len);
+            self.sources.extend(checkpoint.source(at).cloned());
+        }
+        let text = checkpoint.metadata().get(SHARDS);
+        let text = text.ok_or_else(|| form(checkpoint, "lacks it"))?;
+        let shards: Value =
+            serde_json::from_str(text).map_err(|error| form(checkpoint, &error.to_string()))?;
+        if self.metadata.is_empty() {
+            let others = checkpoint.metadata().clone().into_iter();
+            self.metadata = others.filter(|(key, _)| key != SHARDS).collect();
+        }
+        for stored in checkpoint.iter() {
+            let wrong = || {
+                form(
+                    checkpoint,
+                    &format!("says nothing right of {:?}", stored.name()),
+                )
+            };
+            let said = shards.get("tensors").and_then(|all| all.get(stored.name()));
+            let said = said.ok_or_else(wrong)?;
+            let name = said.get("name").and_then(Value::as_str);
+            let name = name.unwrap_or(stored.name()).to_owned();
+            let shape = said.get("shape").and_then(dims).ok_or_else(wrong)?;
+            let boxes = said.get("boxes").and_then(Value::as_array);
+            let dtype = stored.dtype()?;
+            let file = first + stored.file() as u32;
+            let range = name.as_str().into();
+            let source =
+                self.table
+                    .add_range(range, dtype, stored.shape(), file, stored.offset())?;
+            let at = *known.entry(name.clone()).or_insert_with(|| {
+                tensors.push(Tensor {
+                    name,
+                    dtype,
+                    shape: shape.clone(),
+                    parts: Vec::new(),
+                });
+                tensors.len() - 1
+            });
+            let tensor = tensors.get_mut(at).ok_or_else(wrong)?;
+            if tensor.dtype != dtype || tensor.shape != shape {
+                return Err(form(
+                    checkpoint,
+                    &format!(
+                        "says another dtype or shape of {:?} than other ranks",
+                        tensor.name
+                    ),
+                ));
+            }
+            for one in boxes.ok_or_else(wrong)? {
+                let part = part(source, one).ok_or_else(wrong)?;
+                let size = |part: &Part| part.of.as_ref().map(|of| of.1.clone());
+                // What another rank has too is read from the first.
+                let same = |other: &Part| other.at == part.at && size(other) == size(&part);
+                if !tensor.parts.iter().any(same) {
+                    tensor.parts.push(part);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What bytes there are.
+    pub fn table(&self) -> &Table {
+        &self.table
+    }
+
+    /// Plans a request for it. What ranks wrote twice, and their padding, may stay unread.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::plan_request`].
+    pub fn plan_request(&self, request: &Request) -> Result<Plan> {
+        if !self.parts {
+            return Ok(build(&self.table, request)?);
+        }
+        let request = Request {
+            unread: Allow::ALL,
+            ..request.clone()
+        };
+        Ok(build(&self.table, &request)?)
+    }
+
+    /// Plans all its tensors on a mesh, each by the first rule that matches its name.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::plan`].
+    pub fn plan(&self, mesh: &Mesh, rules: &Rules) -> Result<Plan> {
+        self.plan_request(&rules.request(&self.table, mesh)?)
+    }
+}
+
+#[derive(Debug)]
+struct Tensor {
+    name: String,
+    dtype: tonnage_format::Dtype,
+    shape: Dims,
+    parts: Vec<Part>,
+}
+
+fn form(checkpoint: &Checkpoint, what: &str) -> Error {
+    let label = checkpoint.files().first().map_or("", |file| &file.label);
+    Error::usage("SHARDS", format!("{label}: the metadata {SHARDS:?} {what}"))
+}
+
+fn dims(value: &Value) -> Option<Dims> {
+    value.as_array()?.iter().map(Value::as_u64).collect()
+}
+
+fn part(source: u32, text: &Value) -> Option<Part> {
+    let [global, local, size] = text.as_array()?.as_slice() else {
+        return None;
+    };
+    Some(Part {
+        source,
+        at: dims(global)?,
+        of: Some((dims(local)?, dims(size)?)),
+    })
+}
+
+/// The files that ranks wrote in a folder, by rank: each one file, or the index of several.
+fn rank_files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let Ok(entries) = std::fs::read_dir(folder) else {
+        return Ok(Vec::new());
+    };
+    let mut found: Vec<PathBuf> = entries
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| {
+            let name = path.file_name().map(|name| name.to_string_lossy());
+            name.is_some_and(|name| {
+                let number = name
+                    .strip_prefix("rank-")
+                    .and_then(|rest| {
+                        let index = rest.strip_suffix(".safetensors.index.json");
+                        index.or_else(|| rest.strip_suffix(".safetensors"))
+                    })
+                    .unwrap_or("");
+                number.len() == 5 && number.bytes().all(|byte| byte.is_ascii_digit())
+            })
+        })
+        .collect();
+    found.sort();
+    Ok(found)
+}
+
+/// The file name of a rank.
+pub fn rank_file(rank: u32) -> String {
+    format!("rank-{rank:05}.safetensors")
+}
+
+/// Writes what every rank of a plan has: into `to`, a folder with a file a rank, or, for a plan of one rank, a
+/// checkpoint as [`save`](crate::save()) writes it.
+///
+/// # Errors
+/// What reading and writing can say. Each rank's files appear whole or not at all, in the order of ranks.
+pub fn reshard(
+    origin: &Origin,
+    plan: &Plan,
+    to: &Path,
+    load: &PlanLoad<'_>,
+    save: &Save<'_>,
+) -> Result<Vec<Saved>> {
+    let planned = PlannedLoad::new(plan, origin.sources.clone())?;
+    let ranks = plan.mesh().size();
+    if ranks > 1 {
+        std::fs::create_dir_all(to)
+            .map_err(|error| tonnage_storage::Error::new("create", to.to_string_lossy(), error))?;
+    }
+    let mut all = Vec::with_capacity(ranks as usize);
+    for rank in 0..ranks {
+        let mut save = save.clone();
+        save.metadata = origin.metadata.clone();
+        let path = if ranks > 1 {
+            let shards = shards(plan, rank, &planned.locals(rank)?);
+            save.metadata.push((SHARDS.to_owned(), shards.to_string()));
+            to.join(rank_file(rank))
+        } else {
+            to.to_owned()
+        };
+        all.push(one_rank(&planned, rank, &path, load, &save)?);
+    }
+    Ok(all)
+}
+
+fn one_rank(
+    planned: &PlannedLoad<'_>,
+    rank: u32,
+    path: &Path,
+    load: &PlanLoad<'_>,
+    save: &Save<'_>,
+) -> Result<Saved> {
+    let locals = planned.locals(rank)?;
+    let specs: Vec<crate::format::TensorSpec<'_>> = locals
+        .iter()
+        .map(|local| crate::format::TensorSpec {
+            name: &local.name,
+            dtype: local.cast.unwrap_or(local.dtype),
+            shape: &local.shape,
+        })
+        .collect();
+    let mut writer = Writer::declared(path, &specs, save)?;
+    planned.stream(rank, load, AHEAD, &mut |tensor| {
+        writer.begin(&tensor.name, tensor.dtype, &tensor.shape)?;
+        writer.write(tensor.bytes())?;
+        writer.end()
+    })?;
+    writer.finish()
+}
+
+/// Which parts a rank's tensors are, as its files' metadata says it.
+fn shards(plan: &Plan, rank: u32, locals: &[Local]) -> Value {
+    let mut tensors = serde_json::Map::new();
+    for local in locals {
+        let Some(target) = plan.targets().get(local.target as usize) else {
+            continue;
+        };
+        let boxes: Vec<Value> = local
+            .boxes
+            .iter()
+            .map(|one| json!([&one.global[..], &one.local[..], &one.size[..]]))
+            .collect();
+        let mut said = json!({"shape": &target.shape[..], "boxes": boxes});
+        if local.name != target.name {
+            said["name"] = json!(&*target.name);
+        }
+        tensors.insert(local.name.to_string(), said);
+    }
+    json!({"mesh": plan.mesh().axes(), "rank": rank, "tensors": tensors})
+}

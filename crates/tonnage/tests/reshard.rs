@@ -1,0 +1,158 @@
+//! Claim: from a whole checkpoint to ranks, from those to other ranks, and back: the bytes are the same as at the
+//! start, whatever the meshes in between; and a folder of ranks that lacks one is refused.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+
+use common::{Tensor, refs};
+use tonnage::plan::{
+    Mesh, ModelConfig, Origin, Plan, PlanLoad, Request, Rules, SHARDS, auto, reshard,
+};
+use tonnage::{Checkpoint, Dtype, OpenOptions, Save, save};
+
+fn tensors() -> Vec<Tensor> {
+    vec![
+        Tensor::new("model.embed_tokens.weight", Dtype::BF16, &[131, 24], 1),
+        Tensor::new(
+            "model.layers.0.self_attn.q_proj.weight",
+            Dtype::BF16,
+            &[32, 24],
+            2,
+        ),
+        Tensor::new(
+            "model.layers.0.mlp.down_proj.weight",
+            Dtype::F32,
+            &[24, 96],
+            3,
+        ),
+        Tensor::new(
+            "model.layers.1.mlp.gate_up_proj.weight",
+            Dtype::F16,
+            &[64, 24],
+            4,
+        ),
+        Tensor::new("model.norm.weight", Dtype::F32, &[24], 5),
+        Tensor::new("step", Dtype::I64, &[], 6),
+        Tensor::new("empty", Dtype::F32, &[0, 3], 7),
+    ]
+}
+
+/// Rows, columns, a fused tensor, a padded vocabulary, and a stage whose tensors have other names there.
+const RULES: &str = r#"{
+    "*.q_proj.weight": {"tp": {"heads": {"dim": 0, "heads": 4, "head_dim": 8}}},
+    "*.down_proj.weight": {"tp": {"shard": {"dim": 1}}},
+    "*.gate_up_proj.weight": {"tp": {"strided": {"dim": 0, "groups": 2}}},
+    "*embed_tokens.weight": {"tp": {"shard": {"dim": 0, "uneven": {"pad_to": 16}}}},
+    "*": "replicate"
+}"#;
+
+fn ranks(from: &Path, to: PathBuf, size: u32, rules: &str) -> PathBuf {
+    let origin = Origin::open(from, &OpenOptions::default()).expect("a checkpoint");
+    let mesh = Mesh::new(&[("tp", size)]).unwrap();
+    let rules = Rules::from_json(rules).unwrap();
+    let plan = origin.plan(&mesh, &rules).expect("a plan");
+    reshard(&origin, &plan, &to, &PlanLoad::default(), &Save::default()).expect("written");
+    to
+}
+
+fn same(path: &Path) {
+    let checkpoint = Checkpoint::open(path).expect("a checkpoint");
+    let loaded = checkpoint.load(&tonnage::Load::default()).expect("loaded");
+    let wanted = tensors();
+    assert_eq!(checkpoint.len(), wanted.len());
+    for tensor in &wanted {
+        let (found, bytes) = loaded.get(&tensor.name).expect("a tensor");
+        assert_eq!(
+            (found.dtype, &found.shape),
+            (tensor.dtype, &tensor.shape),
+            "{}",
+            tensor.name
+        );
+        assert!(bytes == tensor.data, "{}", tensor.name);
+    }
+}
+
+#[test]
+fn four_ranks_become_eight_and_one_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let whole = at("whole.safetensors");
+    let metadata = vec![("format".to_owned(), "pt".to_owned())];
+    let options = Save {
+        metadata,
+        ..Save::default()
+    };
+    save(&refs(&tensors()), &whole, &options).unwrap();
+    let four = ranks(&whole, at("tp4"), 4, RULES);
+    let first = Checkpoint::open(four.join("rank-00003.safetensors")).unwrap();
+    assert_eq!(
+        first.get("model.embed_tokens.weight").unwrap().shape(),
+        [36, 24]
+    );
+    assert_eq!(
+        first
+            .get("model.layers.0.mlp.down_proj.weight")
+            .unwrap()
+            .shape(),
+        [24, 24]
+    );
+    assert!(first.metadata().contains_key(SHARDS));
+    let eight = ranks(
+        &four,
+        at("tp8"),
+        8,
+        r#"{"*.q_proj.weight": {"shard": {"dim": 1}}, "*.gate_up_proj.weight": {"shard": {"dim": 0}}, "*": "replicate"}"#,
+    );
+    let back = ranks(&eight, at("back.safetensors"), 1, r#"{"*": "replicate"}"#);
+    same(&back);
+    let checkpoint = Checkpoint::open(&back).unwrap();
+    assert_eq!(
+        checkpoint.metadata().len(),
+        1,
+        "{:?}",
+        checkpoint.metadata()
+    );
+    // A rank's file is missing: a refusal that names a tensor, and no file.
+    std::fs::remove_file(four.join("rank-00002.safetensors")).unwrap();
+    let origin = Origin::open(&four, &OpenOptions::default()).unwrap();
+    let one = Mesh::new(&[("tp", 1)]).unwrap();
+    let error = origin
+        .plan(&one, &Rules::from_json(r#"{"*": "replicate"}"#).unwrap())
+        .unwrap_err();
+    assert_eq!(error.code(), "PLAN_DESTINATION");
+    assert!(error.to_string().contains("down_proj"), "{error}");
+}
+
+#[test]
+fn stages_that_count_their_layers_anew_come_back_under_their_own_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let whole = at("whole.safetensors");
+    save(&refs(&tensors()), &whole, &Save::default()).unwrap();
+    let origin = Origin::open(&whole, &OpenOptions::default()).unwrap();
+    let mesh = Mesh::new(&[("pp", 2)]).unwrap();
+    let mut request: Request = auto(origin.table(), &mesh, ModelConfig::default());
+    for target in &mut request.targets {
+        target.local = target
+            .name
+            .contains("layers.1.")
+            .then(|| target.name.replace("layers.1.", "layers.0.").into());
+    }
+    let plan: Plan = origin.plan_request(&request).unwrap();
+    let stages = at("pp2");
+    let options = Save {
+        max_shard_size: Some(4000),
+        ..Save::default()
+    };
+    let saved = reshard(&origin, &plan, &stages, &PlanLoad::default(), &options).unwrap();
+    assert!(saved[0].files.len() > 1, "{saved:?}");
+    let last = Checkpoint::open(&saved[1].files[0]).unwrap();
+    assert!(last.get("model.layers.0.mlp.gate_up_proj.weight").is_some());
+    same(&ranks(
+        &stages,
+        at("back.safetensors"),
+        1,
+        r#"{"*": "replicate"}"#,
+    ));
+}
