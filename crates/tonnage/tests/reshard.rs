@@ -113,15 +113,45 @@ fn four_ranks_become_eight_and_one_again() {
         "{:?}",
         checkpoint.metadata()
     );
-    // A rank's file is missing: a refusal that names a tensor, and no file.
+    // A rank's file is missing: a refusal that says so.
     std::fs::remove_file(four.join("rank-00002.safetensors")).unwrap();
-    let origin = Origin::open(&four, &OpenOptions::default()).unwrap();
-    let one = Mesh::new(&[("tp", 1)]).unwrap();
-    let error = origin
-        .plan(&one, &Rules::from_json(r#"{"*": "replicate"}"#).unwrap())
-        .unwrap_err();
-    assert_eq!(error.code(), "PLAN_DESTINATION");
-    assert!(error.to_string().contains("down_proj"), "{error}");
+    let error = Origin::open(&four, &OpenOptions::default()).unwrap_err();
+    assert_eq!(error.code(), "SHARDS");
+    assert!(
+        error.to_string().contains("4 ranks, and 3 are there"),
+        "{error}"
+    );
+}
+
+#[test]
+fn files_of_two_saves_are_told_apart() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let whole = at("whole.safetensors");
+    save(&refs(&tensors()), &whole, &Save::default()).unwrap();
+    // A save of fewer ranks leaves nothing of the one before it.
+    let place = ranks(&whole, at("ranks"), 8, RULES);
+    ranks(&whole, place.clone(), 4, RULES);
+    assert_eq!(std::fs::read_dir(&place).unwrap().count(), 4);
+    same(&ranks(
+        &place,
+        at("back.safetensors"),
+        1,
+        r#"{"*": "replicate"}"#,
+    ));
+    // What a save that was cut off has left: one file of it, the others of the save before.
+    let newer = ranks(&whole, at("newer"), 4, RULES);
+    std::fs::copy(
+        newer.join("rank-00000.safetensors"),
+        place.join("rank-00000.safetensors"),
+    )
+    .unwrap();
+    let error = Origin::open(&place, &OpenOptions::default()).unwrap_err();
+    assert_eq!(error.code(), "SHARDS");
+    assert!(
+        error.to_string().contains("rank-00001.safetensors"),
+        "{error}"
+    );
 }
 
 #[test]

@@ -6,6 +6,7 @@
 //! never more of them than a few portions, or the largest local tensor.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -54,9 +55,27 @@ impl Origin {
         };
         let mut tensors: Vec<Tensor> = Vec::new();
         let mut known: HashMap<String, usize> = HashMap::new();
-        for path in ranks {
-            let checkpoint = Checkpoint::open_with(&path, options)?;
-            origin.rank(&checkpoint, &mut tensors, &mut known)?;
+        let mut first: Option<Value> = None;
+        let files = ranks.len();
+        for (rank, path) in ranks.iter().enumerate() {
+            let checkpoint = Checkpoint::open_with(path, options)?;
+            let said = said(&checkpoint)?;
+            // Ranks' files get their names one after the other: those of two saves may stand side by side.
+            let first = first.get_or_insert_with(|| said.clone());
+            if said.get("set") != first.get("set") || said.get("mesh") != first.get("mesh") {
+                return Err(form(
+                    &checkpoint,
+                    "is of another save than the first rank's",
+                ));
+            }
+            let count = first.get("ranks").and_then(Value::as_u64);
+            let wanted = (Some(rank as u64), Some(files as u64));
+            if (said.get("rank").and_then(Value::as_u64), count) != wanted {
+                let count = count.unwrap_or(0);
+                let text = format!("is of a save of {count} ranks, and {files} are there");
+                return Err(form(&checkpoint, &text));
+            }
+            origin.rank(&checkpoint, &said, &mut tensors, &mut known)?;
         }
         for tensor in tensors {
             let Tensor {
@@ -86,6 +105,7 @@ impl Origin {
     fn rank(
         &mut self,
         checkpoint: &Checkpoint,
+        shards: &Value,
         tensors: &mut Vec<Tensor>,
         known: &mut HashMap<String, usize>,
     ) -> Result<()> {
@@ -94,10 +114,6 @@ impl Origin {
             self.table.add_file(&file.label, file.len);
             self.sources.extend(checkpoint.source(at).cloned());
         }
-        let text = checkpoint.metadata().get(SHARDS);
-        let text = text.ok_or_else(|| form(checkpoint, "lacks it"))?;
-        let shards: Value =
-            serde_json::from_str(text).map_err(|error| form(checkpoint, &error.to_string()))?;
         if self.metadata.is_empty() {
             let others = checkpoint.metadata().clone().into_iter();
             self.metadata = others.filter(|(key, _)| key != SHARDS).collect();
@@ -195,6 +211,13 @@ fn form(checkpoint: &Checkpoint, what: &str) -> Error {
     Error::usage("SHARDS", format!("{label}: the metadata {SHARDS:?} {what}"))
 }
 
+/// What a rank's files say of themselves.
+fn said(checkpoint: &Checkpoint) -> Result<Value> {
+    let text = checkpoint.metadata().get(SHARDS);
+    let text = text.ok_or_else(|| form(checkpoint, "lacks it"))?;
+    serde_json::from_str(text).map_err(|error| form(checkpoint, &error.to_string()))
+}
+
 fn dims(value: &Value) -> Option<Dims> {
     value.as_array()?.iter().map(Value::as_u64).collect()
 }
@@ -218,22 +241,42 @@ fn rank_files(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut found: Vec<PathBuf> = entries
         .flatten()
         .map(|entry| entry.path())
-        .filter(|path| {
-            let name = path.file_name().map(|name| name.to_string_lossy());
-            name.is_some_and(|name| {
-                let number = name
-                    .strip_prefix("rank-")
-                    .and_then(|rest| {
-                        let index = rest.strip_suffix(".safetensors.index.json");
-                        index.or_else(|| rest.strip_suffix(".safetensors"))
-                    })
-                    .unwrap_or("");
-                number.len() == 5 && number.bytes().all(|byte| byte.is_ascii_digit())
-            })
-        })
+        .filter(|path| matches!(rank_of(path), Some((_, rest)) if rest.is_empty()))
         .collect();
     found.sort();
     Ok(found)
+}
+
+/// The rank that a file's name speaks of, and what stands between that and the suffix: nothing for the file or
+/// the index of a rank, `-00001-of-00002` for a file shard.
+fn rank_of(path: &Path) -> Option<(u32, &str)> {
+    let rest = path.file_name()?.to_str()?.strip_prefix("rank-")?;
+    let index = rest.strip_suffix(".safetensors.index.json");
+    let stem = index.or_else(|| rest.strip_suffix(".safetensors"))?;
+    let (number, rest) = stem.split_at_checked(5)?;
+    let digits = number.bytes().all(|byte| byte.is_ascii_digit());
+    number
+        .parse()
+        .ok()
+        .filter(|_| digits)
+        .map(|rank| (rank, rest))
+}
+
+/// Removes the files of ranks that a save of fewer of them has left over.
+fn remove_beyond(folder: &Path, ranks: u32) -> Result<()> {
+    let failed = |error| tonnage_storage::Error::new("remove", folder.to_string_lossy(), error);
+    for entry in std::fs::read_dir(folder).map_err(failed)?.flatten() {
+        let path = entry.path();
+        if matches!(rank_of(&path), Some((rank, _)) if rank >= ranks) {
+            std::fs::remove_file(&path).map_err(failed)?;
+        }
+    }
+    Ok(())
+}
+
+/// A name of one save that no other has, so that files of two are told apart.
+fn set() -> String {
+    format!("{:016x}", RandomState::new().build_hasher().finish())
 }
 
 /// The file name of a rank.
@@ -245,7 +288,8 @@ pub fn rank_file(rank: u32) -> String {
 /// checkpoint as [`save`](crate::save()) writes it.
 ///
 /// # Errors
-/// What reading and writing can say. Each rank's files appear whole or not at all, in the order of ranks.
+/// What reading and writing can say. Each rank's files appear whole or not at all, in the order of ranks; what a
+/// save that was cut off leaves beside files of an older one is refused when it is read.
 pub fn reshard(
     origin: &Origin,
     plan: &Plan,
@@ -259,18 +303,22 @@ pub fn reshard(
         std::fs::create_dir_all(to)
             .map_err(|error| tonnage_storage::Error::new("create", to.to_string_lossy(), error))?;
     }
+    let set = set();
     let mut all = Vec::with_capacity(ranks as usize);
     for rank in 0..ranks {
         let mut save = save.clone();
         save.metadata = origin.metadata.clone();
         let path = if ranks > 1 {
-            let shards = shards(plan, rank, &planned.locals(rank)?);
+            let shards = shards(plan, rank, &set, &planned.locals(rank)?);
             save.metadata.push((SHARDS.to_owned(), shards.to_string()));
             to.join(rank_file(rank))
         } else {
             to.to_owned()
         };
         all.push(one_rank(&planned, rank, &path, load, &save)?);
+    }
+    if ranks > 1 {
+        remove_beyond(to, ranks)?;
     }
     Ok(all)
 }
@@ -301,7 +349,7 @@ fn one_rank(
 }
 
 /// Which parts a rank's tensors are, as its files' metadata says it.
-fn shards(plan: &Plan, rank: u32, locals: &[Local]) -> Value {
+fn shards(plan: &Plan, rank: u32, set: &str, locals: &[Local]) -> Value {
     let mut tensors = serde_json::Map::new();
     for local in locals {
         let Some(target) = plan.targets().get(local.target as usize) else {
@@ -318,5 +366,8 @@ fn shards(plan: &Plan, rank: u32, locals: &[Local]) -> Value {
         }
         tensors.insert(local.name.to_string(), said);
     }
-    json!({"mesh": plan.mesh().axes(), "rank": rank, "tensors": tensors})
+    json!({
+        "mesh": plan.mesh().axes(), "ranks": plan.mesh().size(), "rank": rank, "set": set,
+        "tensors": tensors,
+    })
 }
