@@ -387,17 +387,26 @@ class _Messages:
         self._together, self._way, self._reading = together, way, reading
         self._report, self._tensors = report, tensors
         self._device = _wire(way.group)
-        # Bytes throughout: gloo refuses fp8, fp4, int16 and unsigned types.
-        send, receive, own, other = together.largest()
-        pinned = self._device.type == "cuda"
-        self._sent, self._own = (
-            torch.empty(size, dtype=torch.uint8, pin_memory=pinned) for size in (send, own)
-        )
-        self._received, self._heard = (
-            torch.empty(size, dtype=torch.uint8, device=self._device) for size in (receive, other)
+        # Bytes throughout: gloo refuses fp8, fp4, int16 and unsigned types. What goes out lies
+        # first and what comes in behind it, in one piece of memory where both are the host's: rounds are
+        # large in different ways, and the budget bounds each as a whole.
+        sizes = [(0, 0), *map(self._sizes, range(together.rounds))]
+        here, there = zip(*sizes, strict=True)
+        apart = self._device.type != "cpu"
+        most = max(map(sum, sizes))
+        host = max(here) if apart else most
+        self._out = torch.empty(host, dtype=torch.uint8, pin_memory=self._device.type == "cuda")
+        self._in = (
+            torch.empty(max(there), dtype=torch.uint8, device=self._device) if apart else None
         )
         self._staged = 0
-        self._held = send + receive + own + other
+        self._held = host + (max(there) if apart else 0)
+
+    def _sizes(self, turn: int) -> tuple[int, int]:
+        """Bytes of a round that go out, and that come in."""
+        send, receive, broadcasts, own = self._together.sizes(turn)
+        heard = (size for reader, size in broadcasts if reader != self._way.member)
+        return sum(send) + own, sum(receive) + max(heard, default=0)
 
     def run(self) -> None:
         for turn in range(self._together.rounds):
@@ -406,13 +415,15 @@ class _Messages:
 
     def _round(self, turn: int) -> None:
         send, receive, broadcasts, own = self._together.sizes(turn)
-        sent, said = self._sent[: sum(send)], self._own[:own]
+        out = sum(send)
+        sent, said = self._out[:out], self._out[out : out + own]
+        come = self._out[out + own :] if self._in is None else self._in
         memory = _arrays.memory_of
         done = self._together.read_round(turn, memory(sent), memory(said), self._reading)
         self._staged = max(self._staged, done[4])
         _add(self._report, done)
         if self._together.exchanged(turn):
-            received = self._received[: sum(receive)]
+            received = come[: sum(receive)]
             self._wait(
                 self._dist.all_to_all_single(
                     received,
@@ -424,13 +435,13 @@ class _Messages:
                 )
             )
             self._tensors.take(turn, received, None)
-        begin = 0
+        begin, heard = 0, come[sum(receive) :]
         for position, (reader, size) in enumerate(broadcasts):
             if reader == self._way.member:
                 bytes_ = said[begin : begin + size].to(self._device)
                 begin += size
             else:
-                bytes_ = self._heard[:size]
+                bytes_ = heard[:size]
             self._wait(
                 self._dist.broadcast(bytes_, group=self._way.group, group_src=reader, async_op=True)
             )

@@ -251,6 +251,14 @@ class StorageWriter(_StorageWriter):  # type: ignore[misc]
 
     def write_data(self, plan: SavePlan, planner: AnySavePlanner) -> Future[list[WriteResult]]:
         """Writes this rank's part, and encodes what is no tensor."""
+        try:
+            return self._write(plan, planner)
+        except BaseException:
+            # PyTorch asks a writer that failed for nothing more.
+            self._abort()
+            raise
+
+    def _write(self, plan: SavePlan, planner: AnySavePlanner) -> Future[list[WriteResult]]:
         order = plan.storage_data
         results = [
             WriteResult(item.index, 0, {"leaf": leaf(item, planner)})

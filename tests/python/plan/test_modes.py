@@ -121,7 +121,9 @@ def test_memory_is_the_tensors_and_the_staging_budget(tmp_path: Path) -> None:
         assert sum(one["bytes"] for one in told) == size
         for one in told:
             assert one["tensors"] > 40 << 20
-            assert 0 < one["staging"] <= 16 << 20
+            # The window belongs to all members; what one holds besides is counted.
+            assert one["staging"] <= 16 << 20, (mode, told)
+            assert mode == "shm" or one["staging"] > 0
             assert one["tensors"] * 0.9 < one["more"] <= one["tensors"] + (16 << 20) + (6 << 20), (
                 told
             )
