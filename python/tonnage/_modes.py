@@ -388,8 +388,8 @@ class _Messages:
         self._report, self._tensors = report, tensors
         self._device = _wire(way.group)
         # Bytes throughout: gloo refuses fp8, fp4, int16 and unsigned types. What goes out lies
-        # first and what comes in behind it, in one piece of memory where both are the host's: rounds are
-        # large in different ways, and the budget bounds each as a whole.
+        # first and what comes in behind it, in one piece of memory where both are the host's:
+        # rounds are large in different ways, and the budget bounds each as a whole.
         sizes = [(0, 0), *map(self._sizes, range(together.rounds))]
         here, there = zip(*sizes, strict=True)
         apart = self._device.type != "cpu"
