@@ -80,9 +80,14 @@ def plain(tensor: Any) -> Any:
     return tensor
 
 
+def reachable(tensor: Any) -> bool:
+    """Whether its elements lie in the host's memory as they should be written, by its strides."""
+    lazy = tensor.is_conj() or tensor.is_neg()
+    return _LITTLE and tensor.device.type == "cpu" and not lazy
+
+
 def _at_hand(tensor: Any) -> bool:
-    plain_there = tensor.device.type == "cpu" and tensor.is_contiguous()
-    return _LITTLE and plain_there and not (tensor.is_conj() or tensor.is_neg())
+    return reachable(tensor) and tensor.is_contiguous()
 
 
 def spec(tensor: Any, address: int) -> TensorSpec:

@@ -37,7 +37,7 @@ def write(file: _SharedFile, puts: Iterable[Put], threads: int | None = None) ->
     here: list[Put] = []
     elsewhere: list[Put] = []
     for put in puts:
-        (here if _adapter._at_hand(put.tensor) else elsewhere).append(put)
+        (here if _adapter.reachable(put.tensor) else elsewhere).append(put)
     written = file.write([_patch(put) for put in here], threads) if here else 0
     buffer = None
     for put in elsewhere:
