@@ -147,6 +147,9 @@ class _Save:
         #: The coordinator's files, until they have their names.
         self.files: _SharedFiles | None = None
         self.own: list[_shards.OwnFile] = []
+        #: Whether the coordinator may make this rank's own files part of a checkpoint: they were
+        #: told to it, and it has not said that the save failed.
+        self.promised = False
         self.total = 0
         self.metadata: dict[str, str] = {}
         #: What went wrong here, to be raised when all have heard of it.
@@ -157,7 +160,9 @@ class _Save:
         if self.files is not None:
             self.files.abort()
         for file in self.own:
-            file.abort()
+            # A rank that has lost the others cannot know whether they made a checkpoint of what it
+            # has written. If not, the next save removes it.
+            file.abort(keep=self.promised)
 
     def run(self, state: object) -> tuple[tuple[str, ...], str | None, int]:
         parts, order = self.agree(state)
@@ -269,6 +274,7 @@ class _Save:
             head = {} if self.error is not None else work()
         except BaseException as error:
             self.error, head = error, _ranks.failure(error)
+        self.promised = self.error is None
         return [_ranks.unpack(message)[0] for message in self.ranks.gather(_ranks.pack(head))]
 
     def write(self, parts: list[_Part], order: Any) -> Any:
@@ -338,9 +344,13 @@ class _Save:
             except _OtherRank as error:
                 outcome = error.head
             except Exception as error:
-                self.error, outcome = error, {"rank": 0, **_ranks.failure(error)}
+                # What failed may have been a step after the record was written.
+                self.error = error
+                outcome = {"rank": 0, "unsure": True, **_ranks.failure(error)}
             replies = [_ranks.pack(outcome)] * self.ranks.size
         outcome, _ = _ranks.unpack(self.ranks.scatter(replies))
+        if "error" in outcome and not outcome.get("unsure"):
+            self.promised = False
         if self.error is not None:
             raise self.error
         _ranks.raise_for(outcome)

@@ -55,10 +55,10 @@ class OwnFile:
         self.files.commit()
         self.named = True
 
-    def abort(self) -> None:
-        """Removes it."""
+    def abort(self, keep: bool = False) -> None:
+        """Removes it; with `keep` only if it has no name yet."""
         self.files.abort()
-        if self.named:
+        if self.named and not keep:
             with contextlib.suppress(OSError):
                 os.unlink(self.path)
 
