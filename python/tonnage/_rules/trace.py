@@ -12,7 +12,6 @@ from __future__ import annotations
 import copy
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -96,10 +95,18 @@ _OF_GRAPH = ("requires_grad", "grad_fn", "names")
 _QUERIES = frozenset((*_OF_SHAPE, *_OF_MEMORY, *_OF_DTYPE, *_OF_KIND, *_OF_GRAPH))
 
 
-@lru_cache(maxsize=256)
+#: Tensors without data, by shape and dtype: a model has few of them.
+_EMPTY: dict[tuple[tuple[int, ...], torch.dtype], Any] = {}
+
+
 def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Any:
     """A tensor without data, which many others can be views of."""
-    return torch.empty(shape, dtype=dtype, device="meta")
+    found = _EMPTY.get((shape, dtype))
+    if found is None:
+        if len(_EMPTY) >= 256:
+            _EMPTY.clear()
+        found = _EMPTY[shape, dtype] = torch.empty(shape, dtype=dtype, device="meta")
+    return found
 
 
 def _made(of: Traced, expr: Expr, shape: Sequence[int]) -> Traced:
@@ -322,7 +329,6 @@ def source(name: str, ref: Ref) -> Traced:
     return Traced.of(Source(name), ref.shape, _dtype(ref.dtype))
 
 
-@lru_cache(maxsize=64)
 def _dtype(name: str) -> torch.dtype:
     """PyTorch's dtype. Packed and exotic ones move like any other; only a cast tells them apart."""
     row = _dtypes.parse(name)

@@ -9,7 +9,7 @@ import os
 import secrets
 import weakref
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
@@ -125,7 +125,7 @@ class StorageWriter(_StorageWriter):  # type: ignore[misc]
     def __init__(
         self,
         path: str | os.PathLike[str],
-        layout: _sharded.Layout = "hf",
+        layout: Literal["single", "hf", "per_rank"] = "hf",
         *,
         max_shard_size: int | str | None = None,
         fqn_to_index_mapping: Mapping[str, int] | None = None,

@@ -28,8 +28,6 @@ from .._native import _incoherent, _parse_size, _SavePlan, _SharedFile, _SharedF
 from .._save import Saved
 from . import _boxes, _encode, _patches, _ranks, _refuse, _shards, _structures
 
-Layout = Literal["single", "hf", "per_rank"]
-
 #: Bytes of data that a checksum is of (spec 13.3).
 CHUNK = 8 << 20
 
@@ -39,7 +37,7 @@ def save_sharded(
     path: str | os.PathLike[str],
     *,
     group: Any = None,
-    layout: Layout = "single",
+    layout: Literal["single", "hf", "per_rank"] = "single",
     max_shard_size: int | str | None = None,
     metadata: Mapping[str, str] | None = None,
     checksums: bool = False,
