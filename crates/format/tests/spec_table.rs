@@ -62,7 +62,7 @@ fn clauses(text: &str) -> BTreeMap<String, String> {
 fn is_clause(token: &str) -> bool {
     let number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
     token.split_once('.').is_some_and(|(chapter, clause)| {
-        number(chapter) && number(clause) && (1..=13).contains(&chapter.parse::<u32>().unwrap())
+        number(chapter) && number(clause) && (1..=14).contains(&chapter.parse::<u32>().unwrap())
     })
 }
 

@@ -550,7 +550,8 @@ mod tests {
                 .map(|w| plan.tensors[w.tensor].name.as_str())
                 .collect()
         };
-        assert_eq!((of(0), of(1), of(2)), (vec!["w"], vec!["s1"], vec!["s2"]));
+        let wanted = (vec!["w"], vec!["s1"], vec!["s2", "e"]);
+        assert_eq!((of(0), of(1), of(2)), wanted);
         let names: Vec<&str> = plan.tensors.iter().map(|t| t.name.as_str()).collect();
         assert_eq!(names, ["w", "s1", "s2", "e"]);
     }
