@@ -1,7 +1,7 @@
 //! Patterns over tensor names: globs that choose, and rewrites that rename.
 //!
-//! In a glob, `*` is any run of characters (dots too), `?` one character, `[abc]` one of these and
-//! `[!abc]` none of them. Nothing else is special.
+//! A glob is what [`names::matches`] takes: `*` is any run of characters (dots too), `?` one character,
+//! `[a-c]` one of these and `[!a-c]` none of them. Nothing else is special.
 
 use std::borrow::Cow;
 

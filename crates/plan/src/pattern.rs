@@ -1,5 +1,5 @@
-//! Patterns over tensor names: `*` is any run of characters, dots too, `?` one character, `[abc]` one
-//! of these and `[!abc]` none of them.
+//! Patterns over tensor names: `*` is any run of characters, dots too, `?` one character, `[abc]` and `[a-c]`
+//! one of these and `[!a-c]` none of them; everything else is itself, a bracket that nothing closes too.
 
 /// Whether a pattern matches a whole name.
 pub fn matches(pattern: &str, name: &str) -> bool {
@@ -88,7 +88,24 @@ fn set(text: &str, c: char) -> Option<(bool, &str)> {
     let first = body.chars().next()?.len_utf8();
     let end = first + body.get(first..)?.find(']')?;
     let (members, after) = (body.get(..end)?, body.get(end + 1..)?);
-    Some((members.contains(c) != none, after))
+    Some((has(members, c) != none, after))
+}
+
+/// Whether the inside of a set has `c`: characters, and ranges of them.
+fn has(mut members: &str, c: char) -> bool {
+    loop {
+        let mut chars = members.chars();
+        let Some(first) = chars.next() else {
+            return false;
+        };
+        let rest = chars.as_str();
+        let mut range = rest.chars();
+        let last = (range.next() == Some('-')).then(|| range.next()).flatten();
+        if (first..=last.unwrap_or(first)).contains(&c) {
+            return true;
+        }
+        members = if last.is_some() { range.as_str() } else { rest };
+    }
 }
 
 #[cfg(test)]
@@ -110,6 +127,12 @@ mod tests {
             ("plain", "plain"),
             ("*]", "x]"),
             ("[]]x", "]x"),
+            ("layers.[0-3].*", "layers.2.mlp"),
+            ("[a-]", "-"),
+            ("[-a]", "-"),
+            ("[0-9a-f]", "e"),
+            ("[!a-c]", "d"),
+            ("[α-ω]", "λ"),
         ] {
             assert!(matches(pattern, name), "{pattern} {name}");
         }
@@ -123,6 +146,10 @@ mod tests {
             ("", "a"),
             ("é*", "e"),
             ("aé?", "aé"),
+            ("layers.[0-3].*", "layers.4.mlp"),
+            ("layers.[0-3].*", "layers.-.mlp"),
+            ("[!a-c]", "b"),
+            ("[c-a]", "b"),
         ] {
             assert!(!matches(pattern, name), "{pattern} {name}");
         }

@@ -1,71 +1,10 @@
 //! Names that people type: patterns that select tensors, and what they may have meant.
 
-/// Whether `name` matches `pattern`: `*` is any run of characters, dots included, `?` is one character,
-/// `[a-c]` and `[!a-c]` are sets; everything else is itself.
-pub fn matches(pattern: &str, name: &str) -> bool {
-    let (pattern, name): (Vec<char>, Vec<char>) =
-        (pattern.chars().collect(), name.chars().collect());
-    let (mut p, mut n) = (0, 0);
-    // Where the last star was, and how far the name was when it took nothing more.
-    let mut star: Option<(usize, usize)> = None;
-    while n < name.len() {
-        let step = match pattern.get(p) {
-            Some('*') => {
-                star = Some((p + 1, n));
-                p += 1;
-                continue;
-            }
-            Some('?') => Some(1),
-            Some('[') => set(&pattern[p..], name[n]),
-            Some(&c) if c == name[n] => Some(1),
-            _ => None,
-        };
-        match (step, star) {
-            (Some(step), _) => {
-                p += step;
-                n += 1;
-            }
-            (None, Some((after, taken))) => {
-                star = Some((after, taken + 1));
-                p = after;
-                n = taken + 1;
-            }
-            (None, None) => return false,
-        }
-    }
-    pattern[p..].iter().all(|&c| c == '*')
-}
+pub use tonnage_plan::matches;
 
 /// Whether a pattern is more than a plain name.
 pub fn is_pattern(text: &str) -> bool {
     text.contains(['*', '?', '['])
-}
-
-/// If the set at the start of `pattern` contains `c`, how many characters the set takes. A bracket that
-/// is not closed stands for itself.
-fn set(pattern: &[char], c: char) -> Option<usize> {
-    let negated = matches!(pattern.get(1), Some('!'));
-    let first = if negated { 2 } else { 1 };
-    // A bracket right at the start belongs to the set.
-    let Some(length) = pattern
-        .get(first + 1..)
-        .and_then(|rest| rest.iter().position(|&c| c == ']'))
-    else {
-        return (c == '[').then_some(1);
-    };
-    let members = &pattern[first..first + 1 + length];
-    let mut found = false;
-    let mut i = 0;
-    while i < members.len() {
-        if i + 2 < members.len() && members[i + 1] == '-' {
-            found |= (members[i]..=members[i + 2]).contains(&c);
-            i += 3;
-        } else {
-            found |= members[i] == c;
-            i += 1;
-        }
-    }
-    (found != negated).then_some(first + length + 2)
 }
 
 /// The names nearest to `wanted`, at most three, the nearest first.

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 
 from tonnage import _errors
+from tonnage._native import _matches
 from tonnage._placements import Owner
 from tonnage._rules.targets import Target
 
@@ -144,7 +144,7 @@ class Stages:
 
     def _beside(self, name: str) -> int:
         for pattern, stage in self._pipeline.stage_of.items():
-            if fnmatchcase(name, pattern):
+            if _matches(pattern, name):
                 return stage
         for prefixes, stage in ((self._ends.first, 0), (self._ends.last, self._size - 1)):
             if any(name == one or name.startswith(f"{one}.") for one in prefixes):

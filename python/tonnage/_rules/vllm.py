@@ -11,12 +11,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from math import lcm
 from typing import Any
 
 from tonnage import _errors
 from tonnage._expr import Concat, Expr, Source, Stack
+from tonnage._native import _matches
 from tonnage._placements import Heads, Mesh, PadTo, Placement, Replicate, Segments, Shard
 from tonnage._rules import _found, targets
 from tonnage._rules import experts as moe
@@ -230,7 +230,7 @@ class _Placing:
         return expr.shape({one: self._catalog[one].shape for one in expr.sources()})
 
     def _given(self, name: str) -> Placement | None:
-        return next((one for like, one in self._rules.items() if fnmatchcase(name, like)), None)
+        return next((one for like, one in self._rules.items() if _matches(like, name)), None)
 
     def _number(self, name: str) -> int:
         found = self._about.get(name)

@@ -4,7 +4,7 @@ use pyo3::exceptions::PyBufferError;
 use pyo3::prelude::*;
 use tonnage::Dtype;
 use tonnage::engine::{Options, Piece, Strategy, UnknownStrategy};
-use tonnage::plan::{self, IoProfile, Local, LocalMemory, PlanLoad};
+use tonnage::plan::{self, IoProfile, Local, LocalMemory, PlanLoad, Ran};
 
 use super::{NativePlan, named};
 use crate::buffer::Target;
@@ -36,6 +36,45 @@ pub(super) struct Held {
     pub packed: Vec<u8>,
     /// Bytes of the files.
     pub bytes: u64,
+}
+
+/// Memory of all tensors, as the façade takes it.
+pub(super) fn parts(held: &mut [Held]) -> Vec<LocalMemory<'_>> {
+    let parts = held.iter_mut().map(|job| LocalMemory {
+        local: job.local,
+        dtype: job.dtype,
+        memory: match job.spread {
+            true => &mut job.packed,
+            false => job.target.as_mut_slice(),
+        },
+        zeroed: job.spread,
+    });
+    parts.collect()
+}
+
+/// Gives tensors the form that Python wants: sub-byte elements spread, bytes in the machine's order.
+pub(super) fn settle(held: &mut [Held]) {
+    for job in held {
+        let target = job.target.as_mut_slice();
+        if job.spread {
+            unpack(&job.packed, job.stored.bitsize() as u32, target);
+        }
+        to_native(job.dtype, target);
+    }
+}
+
+/// What a load did, as Python unpacks it.
+pub(super) fn done(ran: &Ran) -> Done {
+    let report = &ran.report;
+    (
+        report.seconds,
+        report.bytes,
+        report.threads,
+        report.strategy,
+        report.peak_staging,
+        report.reason,
+        ran.needed,
+    )
 }
 
 fn dtype_of(name: Option<&str>, stored: Dtype) -> PyResult<Dtype> {
@@ -187,33 +226,9 @@ pub fn read(
             strategy,
             ..*options
         };
-        let parts = held.iter_mut().map(|job| LocalMemory {
-            local: job.local,
-            dtype: job.dtype,
-            memory: match job.spread {
-                true => &mut job.packed,
-                false => job.target.as_mut_slice(),
-            },
-            zeroed: job.spread,
-        });
-        let ran = bound.load_into(&locals, parts.collect(), &load, &options)?;
-        for job in &mut held {
-            let target = job.target.as_mut_slice();
-            if job.spread {
-                unpack(&job.packed, job.stored.bitsize() as u32, target);
-            }
-            to_native(job.dtype, target);
-        }
-        let report = ran.report;
-        Ok((
-            report.seconds,
-            report.bytes,
-            report.threads,
-            report.strategy,
-            report.peak_staging,
-            report.reason,
-            ran.needed,
-        ))
+        let ran = bound.load_into(&locals, parts(&mut held), &load, &options)?;
+        settle(&mut held);
+        Ok(done(&ran))
     })
 }
 

@@ -6,20 +6,17 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use pyo3::prelude::*;
-use tonnage::engine::Options;
+use tonnage::engine::{Options, Strategy};
 use tonnage::plan::choose::{Where, choose};
 use tonnage::plan::{
-    self, Exchange, IoProfile, LocalMemory, Means, Meeting, PlanLoad, PlannedLoad, Ran, Raw,
-    Together,
+    self, Exchange, IoProfile, Means, Meeting, PlanLoad, PlannedLoad, Raw, Together,
 };
 
-use super::load::{Done, Held, Job, check_apart, hold, strategy_of};
+use super::load::{Done, Held, Job, check_apart, done, hold, parts, settle, strategy_of};
 use super::{NativePlan, named};
 use crate::buffer::Target;
-use crate::dropin::packing::unpack;
 use crate::paved::failure::{raise, usage};
 use crate::paved::handle::Handle;
-use crate::paved::read::to_native;
 use crate::paved::run::{CancelFlag, Request, run};
 
 /// A copy out of a message: position of the tensor, first byte of the message and of the tensor, bytes of a run;
@@ -46,31 +43,15 @@ pub struct NativeTogether {
     state: Mutex<State>,
 }
 
-/// Memory of all tensors, as the façade takes it.
-fn parts(held: &mut [Held]) -> Vec<LocalMemory<'_>> {
-    let parts = held.iter_mut().map(|job| LocalMemory {
-        local: job.local,
-        dtype: job.dtype,
-        memory: match job.spread {
-            true => &mut job.packed,
-            false => job.target.as_mut_slice(),
-        },
-        zeroed: job.spread,
-    });
-    parts.collect()
-}
-
-fn done(ran: &Ran) -> Done {
-    let report = &ran.report;
-    (
-        report.seconds,
-        report.bytes,
-        report.threads,
-        report.strategy,
-        report.peak_staging,
-        report.reason,
-        ran.needed,
-    )
+/// What a rank reads by, of what Python gave.
+fn reading_of(given: &Reading) -> PyResult<(PlanLoad<'static>, Strategy)> {
+    let (staging, _, strategy, profile) = given;
+    let load = PlanLoad {
+        staging: Some(*staging),
+        profile: named(profile.as_deref())?,
+        ..PlanLoad::default()
+    };
+    Ok((load, strategy_of(strategy)?))
 }
 
 impl NativeTogether {
@@ -178,13 +159,6 @@ impl NativeTogether {
         digest.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
-    /// Bytes of the largest buffers: sent, received, broadcast by this member, broadcast by another.
-    fn largest(&self, py: Python<'_>) -> PyResult<[u64; 4]> {
-        self.work(py, self.request(None), |together, _, _, _| {
-            Ok(plan::largest(together, &self.exchange))
-        })
-    }
-
     /// Loads through a window at `path`, waiting for others at most `timeout` seconds.
     #[pyo3(signature = (path, timeout, reading, progress = None, cancel = None))]
     fn shm(
@@ -198,8 +172,7 @@ impl NativeTogether {
     ) -> PyResult<Done> {
         let timeout = Duration::try_from_secs_f64(timeout);
         let timeout = timeout.map_err(|_| usage("TIMEOUT", "a timeout is a number of seconds"))?;
-        let (staging, threads, strategy, profile) = reading;
-        let (strategy, profile) = (strategy_of(&strategy)?, named(profile.as_deref())?);
+        let (load, strategy) = reading_of(&reading)?;
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let total = state.held.iter().map(|job| job.bytes).sum();
         drop(state);
@@ -207,14 +180,9 @@ impl NativeTogether {
             total,
             progress: progress.as_ref(),
             cancel: cancel.map(|flag| flag.0.clone()),
-            ..self.request(threads)
+            ..self.request(reading.1)
         };
         let done = self.work(py, request, |together, bound, state, options| {
-            let load = PlanLoad {
-                staging: Some(staging),
-                profile,
-                ..PlanLoad::default()
-            };
             let meeting = Meeting {
                 path: &path,
                 timeout,
@@ -233,23 +201,21 @@ impl NativeTogether {
 
     /// Reads what nobody else needs.
     fn direct(&self, py: Python<'_>, reading: Reading) -> PyResult<Done> {
-        let (staging, threads, strategy, profile) = reading;
-        let (strategy, profile) = (strategy_of(&strategy)?, named(profile.as_deref())?);
-        self.work(py, self.request(threads), |together, _, state, options| {
-            let load = PlanLoad {
-                staging: Some(staging),
-                profile,
-                ..PlanLoad::default()
-            };
-            let options = Options {
-                strategy,
-                ..*options
-            };
-            let State { held, raw } = state;
-            together
-                .direct(&mut parts(held), raw, &load, &options)
-                .map(|ran| done(&ran))
-        })
+        let (load, strategy) = reading_of(&reading)?;
+        self.work(
+            py,
+            self.request(reading.1),
+            |together, _, state, options| {
+                let options = Options {
+                    strategy,
+                    ..*options
+                };
+                let State { held, raw } = state;
+                together
+                    .direct(&mut parts(held), raw, &load, &options)
+                    .map(|ran| done(&ran))
+            },
+        )
     }
 
     /// Bytes to each member and from each, broadcasts as reader and bytes, and bytes of this member's own.
@@ -283,24 +249,22 @@ impl NativeTogether {
         reading: Reading,
     ) -> PyResult<Done> {
         let (mut send, mut own) = (Target::any(send)?, Target::any(own)?);
-        let (staging, threads, strategy, profile) = reading;
-        let (strategy, profile) = (strategy_of(&strategy)?, named(profile.as_deref())?);
-        self.work(py, self.request(threads), |together, _, state, options| {
-            let load = PlanLoad {
-                staging: Some(staging),
-                profile,
-                ..PlanLoad::default()
-            };
-            let options = Options {
-                strategy,
-                ..*options
-            };
-            let State { held, raw } = state;
-            let buffers = (send.as_mut_slice(), own.as_mut_slice());
-            let ran =
-                together.read_round(round, &mut parts(held), raw, buffers, &load, &options)?;
-            Ok(done(&ran))
-        })
+        let (load, strategy) = reading_of(&reading)?;
+        self.work(
+            py,
+            self.request(reading.1),
+            |together, _, state, options| {
+                let options = Options {
+                    strategy,
+                    ..*options
+                };
+                let State { held, raw } = state;
+                let buffers = (send.as_mut_slice(), own.as_mut_slice());
+                let ran =
+                    together.read_round(round, &mut parts(held), raw, buffers, &load, &options)?;
+                Ok(done(&ran))
+            },
+        )
     }
 
     /// Puts messages of a round, or its broadcast of this position, into the tensors.
@@ -358,13 +322,7 @@ impl NativeTogether {
     fn settle(&self, py: Python<'_>) {
         py.detach(|| {
             let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-            for job in &mut state.held {
-                let target = job.target.as_mut_slice();
-                if job.spread {
-                    unpack(&job.packed, job.stored.bitsize() as u32, target);
-                }
-                to_native(job.dtype, target);
-            }
+            settle(&mut state.held);
         });
     }
 }

@@ -5,7 +5,6 @@
 //! came be put in its place ([`Together::take_messages`], [`Together::take_broadcast`]).
 
 use tonnage_engine::Options;
-use tonnage_plan::exchange::{Exchange, Means};
 use tonnage_plan::io::Copy;
 
 use super::load::{LocalMemory, PlanLoad, Ran};
@@ -142,27 +141,4 @@ impl Together<'_> {
         );
         Err(Error::usage("BUFFER_SIZE", text))
     }
-}
-
-/// Bytes of the largest message buffers that any round needs on a member: sent, received, broadcast by it, and the
-/// longest broadcast of others.
-pub fn largest(together: &Together<'_>, exchange: &Exchange) -> [u64; 4] {
-    let mut most = [0; 4];
-    if !matches!(exchange.means(), Means::Messages { .. }) {
-        return most;
-    }
-    for round in 0..exchange.rounds().len() {
-        let sizes = together.message_sizes(round);
-        let longest = sizes.broadcasts.iter().map(|one| one.1).max().unwrap_or(0);
-        let these = [
-            sizes.send.iter().sum(),
-            sizes.receive.iter().sum(),
-            sizes.own,
-            longest,
-        ];
-        for (most, this) in most.iter_mut().zip(these) {
-            *most = u64::max(*most, this);
-        }
-    }
-    most
 }

@@ -94,6 +94,23 @@ pub struct Ran {
     pub needed: u64,
 }
 
+impl Ran {
+    /// The same, as a load of so many tensors tells it.
+    pub(super) fn told(&self, loaded: usize) -> Report {
+        Report {
+            seconds: self.report.seconds,
+            bytes_read: self.report.bytes,
+            bytes_needed: self.needed,
+            threads: self.report.threads,
+            strategy: self.report.strategy,
+            reason: self.report.reason,
+            peak_staging: self.report.peak_staging,
+            loaded,
+            ..Report::default()
+        }
+    }
+}
+
 /// What a local tensor becomes: what the plan says, or what is asked for where that can be.
 pub(super) fn wanted(local: &Local, dtype: Option<Dtype>) -> Dtype {
     let asked = dtype.filter(|&to| castable(local.dtype, to));
@@ -126,17 +143,7 @@ impl PlannedLoad<'_> {
         let mut buffer = HostBuffer::new(len)?;
         let parts = LocalMemory::split(buffer.as_mut_slice(), &tensors);
         let ran = self.load_into(&locals, parts, load, &load.options())?;
-        let report = Report {
-            seconds: ran.report.seconds,
-            bytes_read: ran.report.bytes,
-            bytes_needed: ran.needed,
-            threads: ran.report.threads,
-            strategy: ran.report.strategy,
-            reason: ran.report.reason,
-            peak_staging: ran.report.peak_staging,
-            loaded: tensors.len(),
-            ..Report::default()
-        };
+        let report = ran.told(tensors.len());
         if let Some((checkpoint, _)) = &self.checkpoint {
             checkpoint.set_report(report.clone());
         }

@@ -38,7 +38,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 pub use auto::{ModelConfig, auto};
-pub use collective::{MessageSizes, largest};
+pub use collective::MessageSizes;
 pub use load::{LocalMemory, PlanLoad, Ran};
 
 pub use reshard::{Origin, SHARDS, rank_file, reshard};

@@ -14,7 +14,7 @@ use super::PlannedLoad;
 use super::load::{LocalMemory, PlanLoad, Ran, place};
 use super::together::{Together, tell};
 use crate::error::{Error, Result};
-use crate::load::{Loaded, Report};
+use crate::load::Loaded;
 
 /// Where the ranks of a machine meet.
 #[derive(Clone, Copy, Debug)]
@@ -44,17 +44,7 @@ impl PlannedLoad<'_> {
         let mut parts = LocalMemory::split(buffer.as_mut_slice(), &tensors);
         let ran = self.load_shm_into(&together, &mut parts, meeting, load, &load.options())?;
         drop(parts);
-        let report = Report {
-            seconds: ran.report.seconds,
-            bytes_read: ran.report.bytes,
-            bytes_needed: ran.needed,
-            threads: ran.report.threads,
-            strategy: ran.report.strategy,
-            reason: ran.report.reason,
-            peak_staging: ran.report.peak_staging,
-            loaded: tensors.len(),
-            ..Report::default()
-        };
+        let report = ran.told(tensors.len());
         Ok(Loaded::new(buffer, tensors, report))
     }
 
