@@ -87,6 +87,7 @@ def by_slices(path: Path, rank: int) -> dict[str, Any]:
     begin = time.perf_counter()
     loaded = {}
     with safetensors.safe_open(path, "pt") as file:
+        # What is open is not a mapping.
         for name in file.keys():  # noqa: SIM118
             part = file.get_slice(name)
             columns = part.get_shape()[1] // RANKS
@@ -102,6 +103,7 @@ def checksum(loaded: dict[str, Any]) -> int:
 
 
 def worker(side: str, path: Path, rank: int) -> None:
+    # Before the clock starts.
     import tonnage  # noqa: F401
     import torch  # noqa: F401
 

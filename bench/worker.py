@@ -53,6 +53,7 @@ def at_once(side: str, path: str, device: str) -> Job:
 
     if device != "cpu":
         return lambda: tonnage.open(path).load(device=device, framework="tonnage")
+    # Before the clock starts.
     import torch  # noqa: F401
     from tonnage import _device
 

@@ -54,6 +54,8 @@ class Expr:
         """What the planner takes."""
         raise TypeError("Expr itself makes nothing; use Source, Slice and their kin")
 
+    # Every expression but `Source`, which overrides what calls these, has its own.
+
     def _shape(self, of: tuple[Shape, ...], shapes: Mapping[str, Sequence[int]]) -> Shape:
         raise NotImplementedError
 

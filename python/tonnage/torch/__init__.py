@@ -3,6 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+# The reference has these names here too, and others import them.
 from .._native import (  # noqa: F401
     SafetensorError,
     TensorSpec,
@@ -15,6 +16,8 @@ from ._files import load_file, save_file
 from ._front import load, save
 from ._install import Installed, install, uninstall
 from ._model import load_model, save_model
+
+# Private ones that PyTorch, vLLM and others import.
 from ._names import (  # noqa: F401
     _SIZE,
     _TYPES,

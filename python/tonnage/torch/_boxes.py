@@ -140,9 +140,9 @@ def _product(ranges: list[list[Range]]) -> tuple[Piece, ...]:
     along: list[list[tuple[int, int, int]]] = []
     for part in ranges:
         starts = itertools.accumulate((end - begin for begin, end in part), initial=0)
-        sizes = [
-            (begin, start, end - begin) for (begin, end), start in zip(part, starts, strict=True)
-        ]
+        # The last of the starts is where all of them end.
+        pairs = zip(part, starts, strict=False)
+        sizes = [(begin, start, end - begin) for (begin, end), start in pairs]
         along.append(sizes)
     return tuple(
         Piece(

@@ -156,6 +156,7 @@ class _Builder:
         versions = self.node(parts[1], depth + 1)
         if not isinstance(versions, dict):
             refused("14.4", "the versions of a state_dict are a dict")
+        # As `Module.state_dict` has it: an attribute that the class does not name.
         state._metadata = versions  # type: ignore[attr-defined]
         return state
 

@@ -23,6 +23,7 @@ def encode(state: object) -> tuple[dict[str, torch.Tensor], Node | None]:
     with the same shape, is written once.
     """
     if _is_flat(state):
+        # A flat state is a mapping of tensors, which its type does not say.
         return dict(state), None  # type: ignore[call-overload]
     known: dict[Any, torch.Tensor] = {}
     real: dict[int, torch.Tensor] = {}

@@ -18,6 +18,7 @@ from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
+# Imported for those that are forked from here.
 import numpy  # noqa: F401
 import torch
 import torch.distributed as dist
