@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     )
     from ._plan import LocalTensor, Plan, Proof, RankBytes, TensorBytes
     from ._prefetch import PrefetchLoader, prefetch
+    from ._reshard import Resharded, reshard
     from ._save import Saved, Writer, save
     from ._verify import Finding, Verification, VerifiedFile, verify
 
@@ -90,6 +91,7 @@ _LAZY = {
     "RankError": "_errors",
     "Replicate": "_placements",
     "Report": "_load",
+    "Resharded": "_reshard",
     "Saved": "_save",
     "Segments": "_placements",
     "Shard": "_placements",
@@ -109,6 +111,7 @@ _LAZY = {
     "devices": "_devices",
     "open": "_checkpoint",
     "prefetch": "_prefetch",
+    "reshard": "_reshard",
     "save": "_save",
     "verify": "_verify",
 }
@@ -158,6 +161,7 @@ __all__ = [
     "RankError",
     "Replicate",
     "Report",
+    "Resharded",
     "SafetensorError",
     "Saved",
     "Segments",
@@ -183,6 +187,7 @@ __all__ = [
     "devices",
     "open",
     "prefetch",
+    "reshard",
     "safe_open",
     "save",
     "serialize",

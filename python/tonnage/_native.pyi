@@ -448,6 +448,18 @@ class _Plan:
 
 def _plan_request(handle: _Handle, request: str) -> _Plan: ...
 def _plan_rules(handle: _Handle, of: str, rules: str) -> _Plan: ...
+def _reshard(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    ready: _Plan | None,
+    of: str,
+    rules: str | None,
+    max_shard_size: int | None,
+    fsync: bool,
+    checksums: tuple[bool, bool],
+    threads: int | None,
+    allow_symlinks: bool,
+) -> tuple[list[Any], int, int, int, float]: ...
 def _plan_bytes(
     this: _Plan, handle: _Handle | None, rank: int, profile: str | None = None
 ) -> _PlanBytes: ...

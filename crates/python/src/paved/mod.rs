@@ -12,7 +12,7 @@ pub mod failure;
 pub mod handle;
 pub mod read;
 pub mod run;
-mod save;
+pub(crate) mod save;
 mod source;
 mod verify;
 

@@ -38,9 +38,9 @@ fn written(saved: Saved) -> Written {
 }
 
 /// Whether checksums go into the metadata, and hashes beside the files.
-type Sums = (bool, bool);
+pub(crate) type Sums = (bool, bool);
 
-fn settings(
+pub(crate) fn settings(
     metadata: Option<Pairs>,
     max_shard_size: Option<u64>,
     fsync: bool,
@@ -123,7 +123,7 @@ pub fn save(
 }
 
 /// The settings of a save that is watched.
-fn told<'a>(save: Save<'a>, options: &Options<'a>) -> Save<'a> {
+pub(crate) fn told<'a>(save: Save<'a>, options: &Options<'a>) -> Save<'a> {
     Save {
         progress: options.progress.map(OnProgressOf),
         cancel: options.cancel,

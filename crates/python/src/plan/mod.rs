@@ -3,6 +3,7 @@
 //! What a rank's tensors are in a framework, and who agrees with whom, lives in Python (`tonnage._plan`).
 
 mod load;
+mod reshard;
 mod together;
 
 use pyo3::prelude::*;
@@ -18,6 +19,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<NativePlan>()?;
     module.add_function(wrap_pyfunction!(plan_request, module)?)?;
     module.add_function(wrap_pyfunction!(plan_rules, module)?)?;
+    module.add_function(wrap_pyfunction!(reshard::reshard, module)?)?;
     module.add_class::<together::NativeTogether>()?;
     module.add_function(wrap_pyfunction!(together::profile, module)?)?;
     module.add_function(wrap_pyfunction!(together::chosen, module)?)?;
