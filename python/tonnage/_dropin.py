@@ -28,6 +28,16 @@ def refusal(code: str, text: str) -> SafetensorError:
     return error
 
 
+def fetched(entries: Entries, keep_alive: list[Any]) -> Specs:
+    """What is to be written, every tensor's bytes in host memory, which `keep_alive` is given."""
+    specs, fetch = entries
+    for name, spec in specs.items():
+        if spec.data_len and not spec.data_ptr:
+            specs[name], owner = fetch(name)
+            keep_alive.append(owner)
+    return specs
+
+
 def save(entries: Entries, metadata: dict[str, str] | None) -> bytes:
     """The bytes of a file."""
     specs, fetch = entries

@@ -85,9 +85,4 @@ def _is_little_endian(tensor: np.ndarray) -> bool:
 def _flatten(
     tensor_dict: dict[str, np.ndarray], keep_alive_buffer: list[Any]
 ) -> dict[str, TensorSpec]:
-    specs, fetch = _adapter.entries(tensor_dict)
-    for name, spec in specs.items():
-        if spec.data_len and not spec.data_ptr:
-            specs[name], owner = fetch(name)
-            keep_alive_buffer.append(owner)
-    return specs
+    return _dropin.fetched(_adapter.entries(tensor_dict), keep_alive_buffer)

@@ -111,10 +111,5 @@ def _to_ndarray(tensor: paddle.Tensor, name: str) -> tuple[np.ndarray, paddle.Te
 def _flatten(
     tensors: dict[str, paddle.Tensor], keep_alive_buffer: list[Any]
 ) -> dict[str, TensorSpec]:
-    specs, fetch = _entries(tensors)
     keep_alive_buffer.append(list(tensors.values()))
-    for name, spec in specs.items():
-        if spec.data_len and not spec.data_ptr:
-            specs[name], owner = fetch(name)
-            keep_alive_buffer.append(owner)
-    return specs
+    return _dropin.fetched(_entries(tensors), keep_alive_buffer)

@@ -84,13 +84,8 @@ def _flatten(tensors: dict[str, torch.Tensor]) -> dict[str, dict[str, Any]]:
 def _flatten_as_ptr(
     tensors: dict[str, torch.Tensor], keep_alive_buffer: list[Any]
 ) -> dict[str, TensorSpec]:
-    specs, fetch = _entries(tensors)
     keep_alive_buffer.append(list(tensors.values()))
-    for name, spec in specs.items():
-        if spec.data_len and not spec.data_ptr:
-            specs[name], owner = fetch(name)
-            keep_alive_buffer.append(owner)
-    return specs
+    return _dropin.fetched(_entries(tensors), keep_alive_buffer)
 
 
 def _end_ptr(tensor: torch.Tensor) -> int:
