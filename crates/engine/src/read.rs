@@ -398,3 +398,37 @@ fn follows(last: &Block<'_>, offset: u64) -> bool {
         && last.offset.checked_add(last.len as u64) == Some(offset)
         && last.parts.len() < MAX_PARTS
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_grow_while_they_are_quick_and_shrink_when_one_lasts() {
+        let mut pace = Pace::default();
+        assert_eq!(pace.0, Pace::FIRST);
+        let (quick, usual, long) = (
+            Duration::from_millis(1),
+            Duration::from_millis(40),
+            Duration::from_millis(300),
+        );
+        pace.took(Pace::FIRST, usual);
+        assert_eq!(pace.0, Pace::FIRST);
+        pace.took(Pace::FIRST / 2, quick);
+        assert_eq!(pace.0, Pace::FIRST, "the end of a block says nothing");
+        for _ in 0..8 {
+            pace.took(pace.0, quick);
+        }
+        assert_eq!(pace.0, Pace::MOST);
+        pace.took(pace.0, long);
+        // What takes 30 ms at that speed.
+        assert_eq!(
+            pace.0,
+            (Pace::MOST / 10).next_multiple_of(PAGE as usize),
+            "{}",
+            pace.0
+        );
+        pace.took(pace.0, Duration::from_secs(60));
+        assert_eq!(pace.0, Pace::LEAST);
+    }
+}
