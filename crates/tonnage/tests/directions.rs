@@ -20,6 +20,8 @@ struct Room {
 
 const FORMAT: &str = "tonnage-format";
 const PLAN: &str = "tonnage-plan";
+const QUANT: &str = "tonnage-quant";
+const FOREIGN: &str = "tonnage-foreign";
 const STORAGE: &str = "tonnage-storage";
 const ENGINE: &str = "tonnage-engine";
 const DEVICE: &str = "tonnage-device";
@@ -48,6 +50,17 @@ const HOUSE: &[Room] = &[
         outside: Some(&["blake3", "serde", "serde_json", "smallvec"]),
     },
     Room {
+        name: QUANT,
+        rooms: &[FORMAT],
+        // Pure: descriptions of schemes are JSON; half precision.
+        outside: Some(&["half", "serde", "serde_json"]),
+    },
+    Room {
+        name: FOREIGN,
+        rooms: &[FORMAT, QUANT, STORAGE],
+        outside: Some(&["serde", "serde_json"]),
+    },
+    Room {
         name: STORAGE,
         rooms: &[],
         // The operating system's calls and its maps; `libc` for the one call that `rustix` lacks.
@@ -74,7 +87,7 @@ const HOUSE: &[Room] = &[
     },
     Room {
         name: FACADE,
-        rooms: &[FORMAT, PLAN, STORAGE, DEVICE, ENGINE],
+        rooms: &[FORMAT, PLAN, QUANT, FOREIGN, STORAGE, DEVICE, ENGINE],
         // Half precision for conversions; serde for `compat`, whose types are part of its API.
         outside: Some(&["half", "serde", "serde_json"]),
     },
