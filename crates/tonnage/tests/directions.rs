@@ -56,15 +56,15 @@ const HOUSE: &[Room] = &[
         outside: Some(&["half", "serde", "serde_json"]),
     },
     Room {
-        name: FOREIGN,
-        rooms: &[FORMAT, QUANT, STORAGE],
-        outside: Some(&["serde", "serde_json"]),
-    },
-    Room {
         name: STORAGE,
         rooms: &[],
         // The operating system's calls and its maps; `libc` for the one call that `rustix` lacks.
         outside: Some(&["io-uring", "libc", "memmap2", "rustix"]),
+    },
+    Room {
+        name: FOREIGN,
+        rooms: &[FORMAT, QUANT, STORAGE],
+        outside: Some(&["serde", "serde_json"]),
     },
     Room {
         name: DEVICE,
