@@ -6,3 +6,5 @@
 //! - it never panics on any input, asks for no memory that the input's real length does not justify, and
 //!   checks all arithmetic on numbers from a file;
 //! - a fast path gives the bits that the interpreter gives.
+
+pub mod numbers;
