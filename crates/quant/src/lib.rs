@@ -7,4 +7,6 @@
 //!   checks all arithmetic on numbers from a file;
 //! - a fast path gives the bits that the interpreter gives.
 
+mod arch;
+pub mod ggml;
 pub mod numbers;

@@ -223,11 +223,11 @@ pub fn e8m0_to_f32(code: u8) -> f32 {
 /// The value of ggml's unsigned e4m3. Codes 0 and 0x7F are zero; the top bit is not looked at otherwise, so that
 /// 0xFF is 480, as in ggml. (ggml's own function gives half of this, for its table of e2m1 is doubled.)
 #[inline]
-pub fn ue4m3_to_f32(code: u8) -> f32 {
-    match code & 0x7F {
-        0x7F if code == 0x7F => 0.0,
-        0x7F => 480.0,
-        low => E4M3FN_VALUES[low as usize],
+pub const fn ue4m3_to_f32(code: u8) -> f32 {
+    match code {
+        0x7F => 0.0,
+        0xFF => 480.0,
+        _ => E4M3FN.decode(code as u32 & 0x7F),
     }
 }
 

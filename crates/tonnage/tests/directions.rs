@@ -128,6 +128,7 @@ const UNSAFE: &[&str] = &[
     "crates/python/src/buffer.rs",
     "crates/python/src/device/dlpack.rs",
     "crates/python/src/device/memory.rs",
+    "crates/quant/src/arch/avx2.rs",
     "crates/stubdriver/src/control.rs",
     "crates/stubdriver/src/cuda.rs",
     "crates/stubdriver/src/find.rs",
