@@ -10,7 +10,10 @@ use tonnage_storage::{FileSource, MemorySource, Source};
 
 use crate::checkpoint::{Checkpoint, CheckpointFile, Note};
 use crate::error::{Error, Result};
-use crate::open::{Found, Layout, OpenOptions, find, open_beneath, read_header, read_index};
+use crate::open::{
+    AnyHeader, Found, Layout, OpenOptions, find, open_beneath, read_any_header, read_header,
+    read_index,
+};
 
 struct Opened {
     source: Arc<dyn Source>,
@@ -35,7 +38,10 @@ impl Checkpoint {
         match find(path.as_ref())? {
             Found::File(path) => {
                 let source: Arc<dyn Source> = Arc::new(FileSource::open(&path)?);
-                let mut checkpoint = Self::assemble(vec![source], Layout::Single, options)?;
+                let mut checkpoint = match crate::gguf::others_of(&path, &source, options)? {
+                    Some(all) => Self::assemble(all, Layout::FileSet, options)?,
+                    None => Self::assemble(vec![source], Layout::Single, options)?,
+                };
                 checkpoint.root = path.parent().map(Path::to_owned);
                 Ok(checkpoint)
             }
@@ -103,12 +109,30 @@ impl Checkpoint {
         check_count(sources.len(), options)?;
         let mut builder = CatalogBuilder::new();
         let mut opened = Vec::with_capacity(sources.len());
+        let mut foreign = Vec::new();
         for source in sources {
-            let header = read_header(&*source, &options.read)?;
+            let header = match read_any_header(&*source, &options.read)? {
+                AnyHeader::Safetensors(header) => header,
+                AnyHeader::Gguf(gguf) => {
+                    foreign.push((source, *gguf));
+                    continue;
+                }
+            };
             let at = builder.add_source(source.label(), source.len());
             let in_file = |e| Error::from(e).in_file(source.label());
             builder.add_header(&header, at).map_err(in_file)?;
             opened.push(Opened { source, header });
+        }
+        if let Some((source, _)) = foreign.first() {
+            if let Some(other) = opened.first() {
+                let text = format!(
+                    "{} is GGUF and {} is not: they are no one checkpoint",
+                    source.label(),
+                    other.source.label()
+                );
+                return Err(Error::usage("MIXED", text));
+            }
+            return crate::gguf::assemble(foreign, layout);
         }
         let catalog = builder.finish()?;
         Ok(Self::of(catalog, opened, layout))

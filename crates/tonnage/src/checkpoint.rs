@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use tonnage_engine as engine;
+use tonnage_foreign::gguf::Gguf;
 use tonnage_format::{self as format, Catalog, Reason};
 use tonnage_storage::{MmapSource, PrivateMap, Source};
 
@@ -30,6 +31,8 @@ pub struct Checkpoint {
     layout: Layout,
     pub(crate) root: Option<PathBuf>,
     pub(crate) index_path: Option<PathBuf>,
+    /// The headers of GGUF files, one a file; empty for other files.
+    pub(crate) gguf: Vec<Gguf>,
     report: Mutex<Option<Report>>,
 }
 
@@ -83,6 +86,7 @@ impl Checkpoint {
             layout,
             root: None,
             index_path: None,
+            gguf: Vec::new(),
             report: Mutex::new(None),
         }
     }

@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use tonnage_device::Cause as DeviceCause;
 use tonnage_engine as engine;
+use tonnage_foreign::gguf;
 use tonnage_format as format;
 use tonnage_format::{Class, Reason};
 use tonnage_storage as storage;
@@ -45,6 +46,7 @@ enum Cause {
     Storage(storage::Error),
     Device(tonnage_device::Error),
     Plan(tonnage_plan::Error),
+    Gguf(gguf::Error),
     Cancelled,
     Usage { code: &'static str, text: String },
 }
@@ -103,18 +105,14 @@ impl Error {
                 tonnage_plan::Reason::Dtype => ErrorKind::Unsupported,
                 _ => ErrorKind::Usage,
             },
-            Cause::Format(error) => match error.class() {
-                Class::Malformed => ErrorKind::Format,
-                Class::Limit => ErrorKind::Limit,
-                Class::Unsupported => ErrorKind::Unsupported,
-                Class::Usage => ErrorKind::Usage,
-            },
+            Cause::Format(error) => kind_of(error.class()),
+            Cause::Gguf(error) => kind_of(error.reason().class()),
         }
     }
 
     /// A stable code for machines: a reason of the specification such as `HOLE`, or `IO`, `CANCELLED`,
     /// `AMBIGUOUS`, `BUFFER_SIZE`, `WRITER`, `SIZE`, `SELECT`; of devices `DEVICE`, `DEVICE_MEMORY`, `NO_DEVICE`,
-    /// `DEVICE_UNSUPPORTED`; of plans those that begin with `PLAN_`.
+    /// `DEVICE_UNSUPPORTED`; of plans those that begin with `PLAN_`, of GGUF files with `GGUF_`.
     pub fn code(&self) -> &'static str {
         match &self.0.cause {
             Cause::Format(error) => error.code(),
@@ -127,16 +125,20 @@ impl Error {
                 DeviceCause::Driver { .. } | DeviceCause::Invalid(_) => "DEVICE",
             },
             Cause::Plan(error) => error.code(),
+            Cause::Gguf(error) => error.reason().code(),
             Cause::Cancelled => "CANCELLED",
             Cause::Usage { code, .. } => code,
         }
     }
 
-    /// The clause of the specification, where one says so.
+    /// The clause of the specification, where one says so; of docs/gguf.md, such as `G5.3`, for GGUF files.
     pub fn clause(&self) -> Option<&'static str> {
-        self.format()
-            .map(format::Error::clause)
-            .filter(|clause| !clause.is_empty())
+        let clause = match &self.0.cause {
+            Cause::Format(error) => error.clause(),
+            Cause::Gguf(error) => error.reason().clause(),
+            _ => "",
+        };
+        Some(clause).filter(|clause| !clause.is_empty())
     }
 
     /// The file concerned: a path, or what the source is called.
@@ -152,6 +154,7 @@ impl Error {
         let told = self.0.about.as_ref().map(|(tensor, _)| tensor.as_str());
         let known = match &self.0.cause {
             Cause::Plan(error) => error.tensor_name(),
+            Cause::Gguf(error) => error.tensor_name(),
             _ => self.format().and_then(format::Error::tensor_name),
         };
         known.or(told)
@@ -166,6 +169,7 @@ impl Error {
     pub fn found(&self) -> &str {
         match &self.0.cause {
             Cause::Plan(error) => error.found_text(),
+            Cause::Gguf(error) => error.found_text(),
             _ => self.format().map_or("", format::Error::found_text),
         }
     }
@@ -174,6 +178,7 @@ impl Error {
     pub fn needed(&self) -> &str {
         match &self.0.cause {
             Cause::Plan(error) => error.needed_text(),
+            Cause::Gguf(error) => error.needed_text(),
             _ => self.format().map_or("", format::Error::needed_text),
         }
     }
@@ -200,6 +205,15 @@ impl Error {
     }
 }
 
+fn kind_of(class: Class) -> ErrorKind {
+    match class {
+        Class::Malformed => ErrorKind::Format,
+        Class::Limit => ErrorKind::Limit,
+        Class::Unsupported => ErrorKind::Unsupported,
+        Class::Usage => ErrorKind::Usage,
+    }
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Inner {
@@ -216,6 +230,7 @@ impl fmt::Display for Error {
             Cause::Storage(error) => error.fmt(f)?,
             Cause::Device(error) => error.fmt(f)?,
             Cause::Plan(error) => error.fmt(f)?,
+            Cause::Gguf(error) => error.fmt(f)?,
             Cause::Cancelled => f.write_str("cancelled")?,
             Cause::Usage { text, .. } => f.write_str(text)?,
         }
@@ -251,6 +266,7 @@ impl std::error::Error for Error {
             Cause::Storage(error) => Some(error),
             Cause::Device(error) => Some(error),
             Cause::Plan(error) => Some(error),
+            Cause::Gguf(error) => Some(error),
             Cause::Cancelled | Cause::Usage { .. } => None,
         }
     }
@@ -277,6 +293,12 @@ impl From<storage::Error> for Error {
 impl From<tonnage_device::Error> for Error {
     fn from(error: tonnage_device::Error) -> Self {
         Error::new(Cause::Device(error))
+    }
+}
+
+impl From<gguf::Error> for Error {
+    fn from(error: gguf::Error) -> Self {
+        Error::new(Cause::Gguf(error))
     }
 }
 

@@ -27,6 +27,7 @@ mod device_plan;
 pub mod diff;
 pub mod edit;
 mod error;
+pub mod gguf;
 mod load;
 pub mod names;
 mod open;

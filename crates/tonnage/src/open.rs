@@ -4,7 +4,8 @@
 //! * a file: that file;
 //! * an index (`*.json`): the files that it names, beneath its folder;
 //! * a folder with one index: that index, and nothing else decides;
-//! * a folder without: its only `.safetensors` file, or the complete numbered set `x-00001-of-0000N`.
+//! * a folder without: its only `.safetensors` file, or the complete numbered set `x-00001-of-0000N`;
+//! * a folder without any of these: its only `.gguf` file, or the complete numbered set.
 //!
 //! Names that start with a dot are never looked at: they belong to saves that are not finished.
 
@@ -13,6 +14,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use tonnage_foreign::gguf::{Gguf, is_gguf};
 use tonnage_format::{
     self as format, Header, Index, ReadOptions, Reason, Step, probe, shard_file_name, shard_number,
 };
@@ -93,11 +95,7 @@ fn find_in(root: &Path) -> Result<Found> {
         return Err(ambiguous(root, "index files", &indexes));
     }
     if files.is_empty() {
-        let nothing = io::Error::new(
-            io::ErrorKind::NotFound,
-            "no .safetensors file and no index in this folder",
-        );
-        return Err(storage::Error::at("open", root, nothing).into());
+        return crate::gguf::find_in(root);
     }
     files.sort_unstable();
     if files.len() > 1 || shard_number(&files[0]).is_some() {
@@ -130,7 +128,7 @@ pub(crate) fn names_in(root: &Path) -> Result<(Vec<String>, Vec<String>)> {
     Ok((files, indexes))
 }
 
-fn ambiguous(root: &Path, what: &str, names: &[String]) -> Error {
+pub(crate) fn ambiguous(root: &Path, what: &str, names: &[String]) -> Error {
     let shown: Vec<String> = names
         .iter()
         .take(8)
@@ -234,26 +232,59 @@ fn read_text(file: File, label: &str, limit: u64) -> Result<Vec<u8>> {
 /// First read of a file: most headers fit, and a page more costs nothing.
 const FIRST_READ: u64 = 64 << 10;
 
-/// Reads and parses the header at the start of a source: one read, two if it is large.
+/// The header at the start of a source.
+#[allow(
+    clippy::large_enum_variant,
+    reason = "the large one is the usual one, and none is kept"
+)]
+pub(crate) enum AnyHeader {
+    Safetensors(Header<Vec<u8>>),
+    Gguf(Box<Gguf>),
+}
+
+/// Reads and parses the header at the start of a source: one read, a few if it is large. What a file is called
+/// decides before what it begins with: a `.safetensors` file is nothing else.
+pub(crate) fn read_any_header(source: &dyn Source, options: &ReadOptions) -> Result<AnyHeader> {
+    let bytes = first_read(source)?;
+    if is_gguf(&bytes) && !source.label().ends_with(".safetensors") {
+        let gguf = crate::gguf::read_header(source, bytes)?;
+        return Ok(AnyHeader::Gguf(Box::new(gguf)));
+    }
+    read_rest(source, bytes, options).map(AnyHeader::Safetensors)
+}
+
+/// Reads and parses the header at the start of a `.safetensors` file: one read, two if it is large.
 pub(crate) fn read_header(source: &dyn Source, options: &ReadOptions) -> Result<Header<Vec<u8>>> {
+    read_rest(source, first_read(source)?, options)
+}
+
+fn first_read(source: &dyn Source) -> Result<Vec<u8>> {
+    let mut bytes = vec![0; FIRST_READ.min(source.len()) as usize];
+    source.read_exact_at(0, &mut bytes)?;
+    Ok(bytes)
+}
+
+fn read_rest(
+    source: &dyn Source,
+    mut bytes: Vec<u8>,
+    options: &ReadOptions,
+) -> Result<Header<Vec<u8>>> {
     let label = source.label();
     let in_file = |e: format::Error| Error::from(e).in_file(label);
-    let mut bytes: Vec<u8> = Vec::new();
-    let mut want = FIRST_READ.min(source.len());
     loop {
-        let have = bytes.len();
-        // `probe` has checked that the file is that long, so the memory is justified.
-        bytes.resize(want as usize, 0);
-        source.read_exact_at(have as u64, &mut bytes[have..])?;
-        match probe(&bytes, Some(source.len()), options).map_err(in_file)? {
-            Step::Need { offset, len } => want = offset.saturating_add(len).min(source.len()),
+        let want = match probe(&bytes, Some(source.len()), options).map_err(in_file)? {
+            Step::Need { offset, len } => offset.saturating_add(len).min(source.len()),
             Step::Done(end) => {
                 bytes.truncate(end as usize);
                 return Header::parse(bytes, Some(source.len()), options).map_err(in_file);
             }
-        }
+        };
         if want <= bytes.len() as u64 {
             return Err(in_file(format::Error::new(Reason::HeaderPastEnd)));
         }
+        let have = bytes.len();
+        // `probe` has checked that the file is that long, so the memory is justified.
+        bytes.resize(want as usize, 0);
+        source.read_exact_at(have as u64, &mut bytes[have..])?;
     }
 }

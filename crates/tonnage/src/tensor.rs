@@ -1,5 +1,7 @@
 //! One tensor of a checkpoint, and slices of it. Neither reads anything until asked.
 
+use std::sync::Arc;
+
 use tonnage_engine as engine;
 use tonnage_format::slice::{Range, Runs, runs, shape_of};
 use tonnage_format::{Dtype, Row};
@@ -72,6 +74,14 @@ impl<'a> TensorRef<'a> {
     /// Its first byte, counted from the start of the file.
     pub fn offset(&self) -> u64 {
         self.row.offset
+    }
+
+    /// Its source, shared.
+    pub(crate) fn shared_source(&self) -> Result<Arc<dyn Source>> {
+        let source = self.checkpoint.source(self.row.source);
+        source
+            .map(Arc::clone)
+            .ok_or_else(|| Error::usage("BUFFER_SIZE", "no such file"))
     }
 
     pub(crate) fn source(&self) -> Result<&'a dyn Source> {

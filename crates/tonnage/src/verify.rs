@@ -10,10 +10,12 @@ use std::sync::Arc;
 
 use tonnage_engine::checksum::{BadChunk, Checker, chunks_of};
 use tonnage_engine::{self as engine, Cancel, Options};
+use tonnage_foreign::gguf::Gguf;
 use tonnage_format::forever::CHECKSUMS_KEY;
 use tonnage_format::{self as format, Checksums, Header, Index, Reason};
 use tonnage_storage::{FileSource, Source, temp};
 
+use crate::checkpoint::Checkpoint;
 use crate::checksums::{bad_chunks, hex, named, read_sidecar};
 use crate::error::{Error, Result};
 use crate::open::{Found, OpenOptions, find, names_in, open_beneath, read_header, read_index};
@@ -229,6 +231,12 @@ fn look(
     let label = &path.display().to_string();
     let bytes = source.as_ref().map_or(0, |source| source.len());
     let opened = source.as_ref().ok().map(Arc::clone);
+    if let Some(source) = &opened
+        && let Some(gguf) = crate::gguf::look(source, &options.open)
+    {
+        look_gguf(verification, path, &**source, gguf, options);
+        return None;
+    }
     let header = source.and_then(|source| read_header(&*source, &options.open.read));
     let tensors = header.as_ref().map_or(0, Header::len);
     let verdict = FileVerdict {
@@ -256,6 +264,32 @@ fn look(
             verification.error(&error);
             None
         }
+    }
+}
+
+/// A GGUF file: its header, and the hash beside it. It has no checksums of its own.
+fn look_gguf(
+    verification: &mut Verification,
+    path: &Path,
+    source: &dyn Source,
+    gguf: Result<Gguf>,
+    options: &Verify<'_>,
+) {
+    let label = path.display().to_string();
+    verification.files.push(FileVerdict {
+        label: label.clone(),
+        readable: gguf.is_ok(),
+        tensors: gguf.as_ref().map_or(0, Gguf::len),
+        bytes: source.len(),
+        chunks: 0,
+        hashed: false,
+    });
+    let hashed = gguf.and_then(|_| match options.headers_only {
+        true => Ok(()),
+        false => sidecar(verification, path, source, options),
+    });
+    if let Err(error) = hashed {
+        verification.error(&error.in_file(label));
     }
 }
 
@@ -363,6 +397,14 @@ fn set(verification: &mut Verification, root: &Path, names: &[String], options: 
         .filter_map(|name| look_beneath(verification, root, name, options))
         .collect();
     twice(verification, &files, Severity::Error);
+    // Whether the files of a split GGUF model belong together is seen when they are opened as one.
+    let gguf = names.iter().any(|name| name.ends_with(".gguf"));
+    if gguf
+        && verification.files.iter().all(|file| file.readable)
+        && let Err(error) = Checkpoint::open_with(root, &options.open)
+    {
+        verification.error(&error);
+    }
 }
 
 /// Tensors that are in two files. Without an index nobody knows which one counts.
