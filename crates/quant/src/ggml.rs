@@ -2,18 +2,18 @@
 //!
 //! A row of a tensor is a run of blocks, each of a fixed number of elements in a fixed number of bytes
 //! ([`GgmlType`]); a block has its own scale, so it means something by itself and a tensor may be cut between any two.
-//! [`dequantize`] turns whole blocks into numbers. Rows need no care here: cut the
+//! [`dequantize`] turns whole blocks into numbers and [`quantize`] numbers into blocks. Rows need no care here: cut the
 //! bytes at a block's edge, by [`GgmlType::row_bytes`], and hand in the piece.
 //!
 //! ```
-//! use tonnage_quant::ggml::{GgmlType, dequantize};
+//! use tonnage_quant::ggml::{GgmlType, dequantize, quantize};
 //!
-//! // A scale of 0.5 as binary16, then 32 signed bytes.
-//! let mut block = [0x00, 0x38].to_vec();
-//! block.extend(0..32);
-//! let mut values = [0.0; 32];
-//! dequantize(GgmlType::Q8_0, &block, &mut values)?;
-//! assert_eq!(values[..4], [0.0, 0.5, 1.0, 1.5]);
+//! let values: Vec<f32> = (0..32).map(|i| i as f32 - 15.0).collect();
+//! let mut blocks = [0; 34];
+//! quantize(GgmlType::Q8_0, &values, &mut blocks)?;
+//! let mut again = [0.0; 32];
+//! dequantize(GgmlType::Q8_0, &blocks, &mut again)?;
+//! assert!(values.iter().zip(again).all(|(a, b)| (a - b).abs() < 0.07));
 //! # Ok::<(), tonnage_quant::ggml::GgmlError>(())
 //! ```
 //!
@@ -23,6 +23,10 @@
 //!
 //! **Fast.** [`dequantize`] takes the widest kernel that the processor has, by a look at run time; the kernels live in
 //! `arch` and give the scalar code's bits ([`Level`], [`dequantize_with`], `tests/ggml_fast.rs`).
+//!
+//! **Quantising is ggml's reference** (`quantize_row_*_ref`): round to nearest, with the small searches for scales that
+//! the K types do, without an importance matrix. The grids of IQ1 to IQ3 are not quantised: ggml itself refuses most of
+//! them without an importance matrix.
 
 mod dispatch;
 mod error;
@@ -30,11 +34,13 @@ mod grids;
 mod iq;
 mod k;
 mod legacy;
+mod quantize;
 mod types;
 
 pub use crate::arch::{Level, Stores};
 pub use dispatch::{dequantize, dequantize_bf16, dequantize_f16, dequantize_with};
 pub use error::GgmlError;
+pub use quantize::quantize;
 pub use types::GgmlType;
 
 pub(crate) use k::q3_scales;
