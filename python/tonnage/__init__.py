@@ -23,6 +23,7 @@ from ._native import (
 if TYPE_CHECKING:
     from ._checkpoint import Checkpoint, FileInfo, Note, TensorRef, open
     from ._compat import as_safetensors
+    from ._convert import convert
     from ._devices import DeviceInfo, DeviceKind, devices
     from ._errors import (
         CancelledError,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
         UnsupportedError,
         UsageError,
     )
+    from ._gguf import GgufInfo, GgufTensor
     from ._load import Report
     from ._placements import (
         Blocks,
@@ -72,6 +74,8 @@ _LAZY = {
     "FileInfo": "_checkpoint",
     "Finding": "_verify",
     "FormatError": "_errors",
+    "GgufInfo": "_gguf",
+    "GgufTensor": "_gguf",
     "Granular": "_placements",
     "Heads": "_placements",
     "IncompleteLoadWarning": "_errors",
@@ -108,6 +112,7 @@ _LAZY = {
     "VerifiedFile": "_verify",
     "Writer": "_save",
     "as_safetensors": "_compat",
+    "convert": "_convert",
     "devices": "_devices",
     "open": "_checkpoint",
     "prefetch": "_prefetch",
@@ -141,6 +146,8 @@ __all__ = [
     "FileInfo",
     "Finding",
     "FormatError",
+    "GgufInfo",
+    "GgufTensor",
     "Granular",
     "Heads",
     "IncompleteLoadWarning",
@@ -183,6 +190,7 @@ __all__ = [
     "__version__",
     "_safe_open_handle",
     "as_safetensors",
+    "convert",
     "deserialize",
     "devices",
     "open",

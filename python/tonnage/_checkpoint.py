@@ -14,7 +14,9 @@ from tonnage import (
     _device,
     _display,
     _errors,
+    _gguf,
     _load,
+    _native,
     _prefetch,
     _slices,
     _sources,
@@ -244,6 +246,7 @@ class Checkpoint(Mapping[str, TensorRef]):
         self._open_handle: _Handle | None = handle
         self._label = label
         self.report: _load.Report | None = None
+        self._gguf: _gguf.GgufInfo | None = None
 
     @property
     def _handle(self) -> _Handle:
@@ -279,6 +282,15 @@ class Checkpoint(Mapping[str, TensorRef]):
         `notes`).
         """
         return self._handle.metadata()
+
+    @property
+    def gguf(self) -> _gguf.GgufInfo | None:
+        """What the headers of GGUF files say: typed metadata, types and logical shapes of tensors.
+        `None` for other files.
+        """
+        if self._gguf is None and _native._gguf_headers(self._handle):
+            self._gguf = _gguf.GgufInfo(self._handle)
+        return self._gguf
 
     @property
     def files(self) -> tuple[FileInfo, ...]:
@@ -479,8 +491,9 @@ def open(source: Openable, *, allow_symlinks: bool = False) -> Checkpoint:
     """Opens a checkpoint: reads its headers, checks them strictly, and reads no tensor.
 
     Args:
-        source: a path to a `.safetensors` file, to a folder (its index file decides; without one,
-            all its `.safetensors` files), or to an index file; a list of files; `bytes` or anything
+        source: a path to a `.safetensors` or `.gguf` file, to a folder (its index file decides;
+            without one, all its `.safetensors` files, or its GGUF model), or to an index file; a
+            list of files; `bytes` or anything
             with the buffer protocol; or a file object open for reading. A file object over a plain
             file is read by position and its own position does not move; another one is read through
             its `seek` and `read`, one read at a time; one that cannot seek is read to its end

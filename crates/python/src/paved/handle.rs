@@ -280,6 +280,13 @@ impl Handle {
     /// The whole content of a file as a buffer, where it lies in memory or can be mapped; writing to it
     /// changes no file.
     fn memory<'py>(&self, py: Python<'py>, file: usize) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let Some(source) = self.checkpoint.source(file) else {
+            return Ok(None);
+        };
+        // What is turned round while it is read lies nowhere as it is.
+        if source.bytes().is_none() && source.file().is_none() {
+            return Ok(None);
+        }
         if let Some(bytes) = self.given.get(file).and_then(Option::as_ref) {
             return Ok(Some(bytes.bind(py).clone().into_any()));
         }
@@ -288,9 +295,6 @@ impl Handle {
             return Ok(Some(buffer.bind(py).clone().into_any()));
         }
         drop(held);
-        let Some(source) = self.checkpoint.source(file) else {
-            return Ok(None);
-        };
         let Some(opened) = source.file() else {
             return Ok(None);
         };

@@ -3,12 +3,14 @@
 //! * [`handle`]: an open checkpoint; [`source`]: what it was opened from.
 //! * [`read`]: bulk reads into Python's memory; [`run`]: Ctrl-C and progress around any long work.
 //! * [`save`]: saving and the streaming writer; [`verify`]: everything that is wrong.
+//! * [`gguf`]: what GGUF headers say; conversions between containers.
 //! * [`failure`]: the façade's errors as exceptions.
 //!
 //! The Python half (`tonnage._checkpoint` and its neighbours) makes tensors of what comes from here. All
 //! names of this module start with an underscore: they are the package's own.
 
 pub mod failure;
+mod gguf;
 pub mod handle;
 pub mod read;
 pub mod run;
@@ -27,6 +29,17 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<save::NativeWriter>()?;
     module.add_function(wrap_pyfunction!(save::save, module)?)?;
     module.add_function(wrap_pyfunction!(verify::verify, module)?)?;
+    for function in [
+        wrap_pyfunction!(gguf::headers, module)?,
+        wrap_pyfunction!(gguf::metadata, module)?,
+        wrap_pyfunction!(gguf::tensors, module)?,
+        wrap_pyfunction!(gguf::name, module)?,
+        wrap_pyfunction!(gguf::change, module)?,
+        wrap_pyfunction!(gguf::rope_rows, module)?,
+        wrap_pyfunction!(gguf::convert_to, module)?,
+    ] {
+        module.add_function(function)?;
+    }
     module.add_function(wrap_pyfunction!(parse_size, module)?)?;
     module.add_function(wrap_pyfunction!(matches, module)?)?;
     module.add_function(wrap_pyfunction!(castable, module)?)

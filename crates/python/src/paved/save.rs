@@ -23,12 +23,12 @@ use crate::dropin::spec::TensorSpec;
 type Specs = Vec<(String, Py<TensorSpec>)>;
 type Pairs = std::collections::BTreeMap<String, String>;
 /// Files, index, bytes of all tensors, seconds.
-type Written = (Vec<PathBuf>, Option<PathBuf>, u64, f64);
+pub(crate) type Written = (Vec<PathBuf>, Option<PathBuf>, u64, f64);
 
 /// Bytes that are written before signals are looked at again.
 const CHUNK: usize = 64 << 20;
 
-fn written(saved: Saved) -> Written {
+pub(crate) fn written(saved: Saved) -> Written {
     (
         saved.files,
         saved.index,
