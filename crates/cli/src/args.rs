@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand};
 
 /// Look at model-weight files, check, compare and edit them.
 ///
-/// PATH is a .safetensors file, a folder with a checkpoint in it, or an index (*.index.json).
+/// PATH is a .safetensors or .gguf file, a folder with a checkpoint in it, or an index (*.index.json).
 /// Sizes are in binary units: 1 MiB = 1,048,576 bytes.
 #[derive(Debug, Parser)]
 #[command(
@@ -57,6 +57,8 @@ pub enum Verb {
     Rename(Rename),
     /// Write a copy with floats cast to another dtype
     Cast(Cast),
+    /// Write a copy in another container: GGUF to safetensors and back, block for block
+    Convert(Convert),
     /// Write a copy as several files with an index
     Shard(Shard),
     /// Write a copy as one file
@@ -352,6 +354,24 @@ pub struct Cast {
     #[arg(long, short, value_name = "GLOB")]
     pub select: Vec<String>,
     /// Start another file before this size is exceeded (5GB, 500MiB); without it, one file
+    #[arg(long, value_name = "SIZE")]
+    pub max_size: Option<String>,
+}
+
+/// `convert`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  tonnage convert model.gguf model.safetensors
+  tonnage convert model.safetensors again.gguf
+  tonnage convert model-00001-of-00003.gguf model.gguf
+
+A GGUF file that became safetensors comes back byte for byte: its header travels with it. Blocks of quantised
+tensors stay as they are. See docs/gguf.md.")]
+pub struct Convert {
+    /// Where. An OUTPUT in .gguf is a GGUF file.
+    #[command(flatten)]
+    pub target: Target,
+    /// Start another file before this size is exceeded; for safetensors
     #[arg(long, value_name = "SIZE")]
     pub max_size: Option<String>,
 }

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::ops::Deref;
 
 use serde_json::{Value, json};
+use tonnage::gguf::{ByteOrder, GgufTensor};
 use tonnage::stats::{Stats, Summary, block_bytes};
 use tonnage::{Checkpoint, Layout, TensorRef};
 
@@ -19,9 +21,10 @@ use crate::{json, text};
 pub fn run(args: &Inspect, common: &Common, out: &mut Out) -> Result<u8, Failure> {
     let checkpoint = super::open(&args.path, common)?;
     let selection = Selection::new(&args.select);
-    let chosen: Vec<TensorRef<'_>> = checkpoint
+    let chosen: Vec<Look<'_>> = checkpoint
         .iter_by_name()
         .filter(|tensor| selection.has(tensor.name()))
+        .map(|tensor| Look::of(&checkpoint, tensor))
         .collect();
     if chosen.is_empty() && !args.select.is_empty() {
         return Err(selection.nothing(checkpoint.names()));
@@ -49,13 +52,62 @@ pub fn run(args: &Inspect, common: &Common, out: &mut Out) -> Result<u8, Failure
     Ok(OK)
 }
 
+/// A tensor as it is shown: blocks of a GGUF file by their type and their elements, not as the bytes that
+/// they are stored as.
+struct Look<'a> {
+    tensor: TensorRef<'a>,
+    blocks: Option<GgufTensor<'a>>,
+}
+
+impl<'a> Look<'a> {
+    fn of(checkpoint: &'a Checkpoint, tensor: TensorRef<'a>) -> Self {
+        let gguf = checkpoint.gguf();
+        Look {
+            tensor,
+            blocks: gguf.and_then(|files| files.get(tensor.name())),
+        }
+    }
+
+    fn dtype_name(&self) -> &'a str {
+        match &self.blocks {
+            Some(blocks) => blocks.ty.name(),
+            None => self.tensor.dtype_name(),
+        }
+    }
+
+    fn shape(&self) -> &'a [u64] {
+        match &self.blocks {
+            Some(blocks) => blocks.logical_shape,
+            None => self.tensor.shape(),
+        }
+    }
+
+    fn elements(&self) -> u64 {
+        match &self.blocks {
+            Some(blocks) => blocks.elements(),
+            None => self.tensor.elements(),
+        }
+    }
+}
+
+impl<'a> Deref for Look<'a> {
+    type Target = TensorRef<'a>;
+
+    fn deref(&self) -> &TensorRef<'a> {
+        &self.tensor
+    }
+}
+
 /// Streams every chosen tensor once, in constant memory. Unknown dtypes have no summary.
 fn summaries(
     checkpoint: &Checkpoint,
-    chosen: &[TensorRef<'_>],
+    chosen: &[Look<'_>],
 ) -> Result<Vec<Option<Summary>>, Failure> {
     let cancel = cancel();
-    let bar = Bar::new("reading", chosen.iter().map(TensorRef::byte_len).sum());
+    let bar = Bar::new(
+        "reading",
+        chosen.iter().map(|tensor| tensor.byte_len()).sum(),
+    );
     let mut all = Vec::with_capacity(chosen.len());
     for tensor in chosen {
         let Ok(dtype) = tensor.dtype() else {
@@ -86,7 +138,7 @@ fn layout_name(layout: Layout) -> &'static str {
 }
 
 /// Tensors, elements and bytes of each dtype, the largest first.
-fn dtypes<'a>(chosen: &[TensorRef<'a>]) -> Vec<(&'a str, u64, u64, u64)> {
+fn dtypes<'a>(chosen: &[Look<'a>]) -> Vec<(&'a str, u64, u64, u64)> {
     let mut by_name: BTreeMap<&str, (u64, u64, u64)> = BTreeMap::new();
     for tensor in chosen {
         let (count, elements, bytes) = by_name.entry(tensor.dtype_name()).or_default();
@@ -102,18 +154,21 @@ fn dtypes<'a>(chosen: &[TensorRef<'a>]) -> Vec<(&'a str, u64, u64, u64)> {
     rows
 }
 
-fn totals(chosen: &[TensorRef<'_>]) -> (u64, u64) {
+fn totals(chosen: &[Look<'_>]) -> (u64, u64) {
     let elements = chosen
         .iter()
-        .map(TensorRef::elements)
+        .map(Look::elements)
         .fold(0, u64::saturating_add);
-    (elements, chosen.iter().map(TensorRef::byte_len).sum())
+    (
+        elements,
+        chosen.iter().map(|tensor| tensor.byte_len()).sum(),
+    )
 }
 
 fn summary(
     args: &Inspect,
     checkpoint: &Checkpoint,
-    chosen: &[TensorRef<'_>],
+    chosen: &[Look<'_>],
     out: &mut Out,
 ) -> Result<(), Failure> {
     /// Metadata values can be whole documents.
@@ -169,6 +224,17 @@ fn summary(
             text::size(bytes_of)
         )?;
     }
+    if let Some(first) = checkpoint.gguf().and_then(|files| files.files().first()) {
+        let order = match first.byte_order() {
+            ByteOrder::Little => "",
+            ByteOrder::Big => ", big-endian",
+        };
+        let (version, alignment) = (first.version(), first.alignment());
+        writeln!(
+            out,
+            "  gguf        version {version}{order}, alignment {alignment}"
+        )?;
+    }
     let metadata = checkpoint.metadata();
     for (i, (key, value)) in metadata.iter().take(MOST_KEYS).enumerate() {
         let title = if i == 0 { "metadata" } else { "" };
@@ -204,7 +270,7 @@ const COLUMNS: [(&str, Side); 5] = [
     ("size", Side::Right),
 ];
 
-fn modules(chosen: &[TensorRef<'_>], collapse: bool) -> Table {
+fn modules(chosen: &[Look<'_>], collapse: bool) -> Table {
     let leaves = chosen.iter().map(|tensor| Leaf {
         name: tensor.name(),
         dtype: tensor.dtype_name(),
@@ -258,7 +324,7 @@ fn rows(nodes: &[Node<'_>], depth: usize, table: &mut Table) {
     }
 }
 
-fn flat(checkpoint: &Checkpoint, chosen: &[TensorRef<'_>]) -> Table {
+fn flat(checkpoint: &Checkpoint, chosen: &[Look<'_>]) -> Table {
     let mut columns = COLUMNS.to_vec();
     let many = checkpoint.files().len() > 1;
     if many {
@@ -283,7 +349,7 @@ fn flat(checkpoint: &Checkpoint, chosen: &[TensorRef<'_>]) -> Table {
     table
 }
 
-fn values(chosen: &[TensorRef<'_>], stats: &[Option<Summary>]) -> Table {
+fn values(chosen: &[Look<'_>], stats: &[Option<Summary>]) -> Table {
     let numbers = ["min", "max", "mean", "std", "zeros", "nan", "inf"];
     let mut columns = COLUMNS[..3].to_vec();
     columns.extend(numbers.map(|title| (title, Side::Right)));
@@ -309,7 +375,7 @@ fn values(chosen: &[TensorRef<'_>], stats: &[Option<Summary>]) -> Table {
 fn report(
     args: &Inspect,
     checkpoint: &Checkpoint,
-    chosen: &[TensorRef<'_>],
+    chosen: &[Look<'_>],
     stats: Option<&[Option<Summary>]>,
 ) -> Value {
     let (elements, bytes) = totals(chosen);
@@ -322,6 +388,14 @@ fn report(
                 "parameters": tensor.elements(), "bytes": tensor.byte_len(),
                 "file": tensor.file(), "offset": tensor.offset(),
             });
+            if let (Some(_), Some(row)) = (&tensor.blocks, row.as_object_mut()) {
+                row.insert(
+                    "stored".to_owned(),
+                    json!({
+                        "dtype": tensor.tensor.dtype_name(), "shape": tensor.tensor.shape(),
+                    }),
+                );
+            }
             let summary = stats
                 .and_then(|all| all.get(i))
                 .map(|summary| summary.map(summary_json));

@@ -3,6 +3,7 @@
 mod bench;
 mod cast;
 mod checksum;
+mod convert;
 mod devices;
 mod diff;
 mod inspect;
@@ -39,6 +40,7 @@ pub fn run(cli: &Cli, out: &mut Out) -> Result<u8, Failure> {
         Verb::Metadata(args) => metadata::run(args, common, out),
         Verb::Rename(args) => rename::run(args, common, out),
         Verb::Cast(args) => cast::run(args, common, out),
+        Verb::Convert(args) => convert::run(args, common, out),
         Verb::Shard(args) => shard::run(args, common, out),
         Verb::Merge(args) => merge::run(args, common, out),
         Verb::Checksum(args) => checksum::run(args, common, out),

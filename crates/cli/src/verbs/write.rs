@@ -1,11 +1,13 @@
-//! Writing a copy: what `cast`, `shard`, `merge` and `rename --output` have in common.
+//! Writing a copy: what `cast`, `convert`, `shard`, `merge` and `rename --output` have in common.
 
 use std::io::Write;
 use std::path::Path;
 
 use serde_json::json;
 use tonnage::format::Dtype;
-use tonnage::{Checkpoint, Content, Durability, Item, OnProgressOf, Save, TensorRef, save_items};
+use tonnage::{
+    Checkpoint, Content, Durability, Item, OnProgressOf, Save, Saved, TensorRef, save_items,
+};
 
 use crate::args::{Common, Target};
 use crate::exit::{Failure, OK};
@@ -53,7 +55,6 @@ impl<'a> Copying<'a> {
         common: &Common,
         out: &mut Out,
     ) -> Result<u8, Failure> {
-        self.must_be_free()?;
         let mut items = Vec::with_capacity(checkpoint.len());
         for tensor in checkpoint.iter() {
             let (name, dtype) = change(&tensor)?;
@@ -64,10 +65,31 @@ impl<'a> Copying<'a> {
                 content: Content::Stored(tensor),
             });
         }
+        let metadata = checkpoint.metadata().clone().into_iter().collect();
+        self.with(items.len() as u64, common, out, |save| {
+            let save = Save {
+                metadata,
+                ..save.clone()
+            };
+            save_items(&items, self.output, &save)
+        })
+    }
+
+    /// Writes `tensors` tensors by `write`, and says what was written.
+    ///
+    /// # Errors
+    /// A target that is there already; what `write` says.
+    pub fn with(
+        &self,
+        tensors: u64,
+        common: &Common,
+        out: &mut Out,
+        write: impl FnOnce(&Save<'_>) -> tonnage::Result<Saved>,
+    ) -> Result<u8, Failure> {
+        self.must_be_free()?;
         let bar = Bar::new("writing", 0);
         let progress = |progress| bar.set(progress);
         let save = Save {
-            metadata: checkpoint.metadata().clone().into_iter().collect(),
             max_shard_size: self.max_size,
             durability: if self.sync {
                 Durability::Full
@@ -78,7 +100,7 @@ impl<'a> Copying<'a> {
             cancel: Some(cancel()),
             ..Save::default()
         };
-        let saved = save_items(&items, self.output, &save)?;
+        let saved = write(&save)?;
         drop(bar);
         let output = self.output.to_string_lossy();
         if common.json {
@@ -90,7 +112,7 @@ impl<'a> Copying<'a> {
             let report = json!({
                 "schema": "tonnage.write/1", "output": output, "files": files,
                 "index": saved.index.as_ref().map(|index| index.to_string_lossy()),
-                "tensors": items.len(), "bytes": saved.total_size, "seconds": saved.report.seconds,
+                "tensors": tensors, "bytes": saved.total_size, "seconds": saved.report.seconds,
             });
             json::write(out, &report)?;
             return Ok(OK);
@@ -104,7 +126,7 @@ impl<'a> Copying<'a> {
             out,
             "{}: {} in {}{index}, {}, {:.2} s",
             text::name(&output),
-            text::plural(items.len() as u64, "tensor"),
+            text::plural(tensors, "tensor"),
             text::plural(saved.files.len() as u64, "file"),
             text::size(saved.total_size),
             saved.report.seconds,
