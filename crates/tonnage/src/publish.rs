@@ -12,7 +12,8 @@
 //!    follows an index.
 //! 3. The old checkpoint's files are removed, and each new file gets its final name as a second name
 //!    (a hard link; a copy where the file system has none).
-//! 4. An index with the final names replaces the index; a checkpoint of one file loses its index instead.
+//! 4. An index with the final names replaces the index; a checkpoint of one file loses its index instead,
+//!    unless its name is to be numbered.
 //! 5. The hidden names are removed, and sidecars with hashes, if they are asked for, are written. Old ones
 //!    go before step 2: none ever lies beside a file that it is not of.
 //!
@@ -135,15 +136,19 @@ pub(crate) fn hidden_file(folder: &Path, stem: &str, durability: Durability) -> 
 }
 
 /// Makes the parts the folder's checkpoint of this stem. Gives the final paths, and the index's if there
-/// is more than one file.
+/// is more than one file, or if a single one is to be `numbered` as several are.
 pub(crate) fn publish(
     folder: &Path,
     stem: &str,
     mut parts: Vec<Part>,
+    numbered: bool,
     durability: Durability,
 ) -> Result<(Vec<PathBuf>, Option<PathBuf>)> {
     let n = parts.len();
-    let finals: Vec<String> = (1..=n).map(|i| shard_file_name(stem, i, n)).collect();
+    let finals: Vec<String> = match n {
+        1 if numbered => vec![format!("{stem}-00001-of-00001.{SUFFIX}")],
+        _ => (1..=n).map(|i| shard_file_name(stem, i, n)).collect(),
+    };
     let _lock = storage::lock_folder(folder)?;
     let old = Old::of(folder, stem);
     for (part, name) in parts.iter_mut().zip(&finals) {
@@ -185,7 +190,7 @@ pub(crate) fn publish(
     sync()?;
     // 4
     let index = match n {
-        1 => {
+        1 if !numbered => {
             remove(&old.index)?;
             None
         }

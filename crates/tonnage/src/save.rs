@@ -43,6 +43,9 @@ pub struct Save<'a> {
     pub sidecar: bool,
     /// First part of the file names in a folder.
     pub stem: String,
+    /// A single file in a folder is named as one of several is, `stem-00001-of-00001.safetensors`, and has
+    /// an index, as PyTorch's `HuggingFaceStorageWriter` leaves it.
+    pub numbered: bool,
     /// As [`Options::threads`].
     pub threads: Option<usize>,
     /// As [`Options::progress`].
@@ -61,6 +64,7 @@ impl Default for Save<'_> {
             checksums: false,
             sidecar: false,
             stem: "model".to_owned(),
+            numbered: false,
             threads: None,
             progress: None,
             cancel: None,
@@ -230,38 +234,45 @@ pub fn save_items(items: &[Item<'_>], path: impl AsRef<Path>, save: &Save<'_>) -
         report: engine::Report::default(),
     };
     let start = std::time::Instant::now();
-    let (files, index) = if let (true, Some(path)) = (shards.len() == 1, target.simple()) {
-        let file = AtomicFile::create(
-            &path,
-            &AtomicOptions {
-                durability: save.durability,
-                ..Default::default()
-            },
-        )?;
-        run.write(&file, items)?;
-        let hash = run.hash(&file)?;
-        commit_one(file.stage()?, &path, hash, save.durability)?;
-        (vec![path], None)
-    } else {
-        sweep(&target.folder, &target.stem);
-        let mut parts = Vec::with_capacity(shards.len());
-        for shard in &shards {
-            let members: Vec<Item<'_>> = shard.iter().map(|&i| items[i]).collect();
-            let file = hidden_file(&target.folder, &target.stem, save.durability)?;
-            run.write(&file, &members)?;
+    let (files, index) =
+        if let (true, Some(path)) = (shards.len() == 1, target.simple(save.numbered)) {
+            let file = AtomicFile::create(
+                &path,
+                &AtomicOptions {
+                    durability: save.durability,
+                    ..Default::default()
+                },
+            )?;
+            run.write(&file, items)?;
             let hash = run.hash(&file)?;
-            let tensors = shard
-                .iter()
-                .map(|&i| (items[i].name.to_owned(), sizes[i]))
-                .collect();
-            parts.push(Part {
-                staged: file.stage()?,
-                tensors,
-                hash,
-            });
-        }
-        publish(&target.folder, &target.stem, parts, save.durability)?
-    };
+            commit_one(file.stage()?, &path, hash, save.durability)?;
+            (vec![path], None)
+        } else {
+            sweep(&target.folder, &target.stem);
+            let mut parts = Vec::with_capacity(shards.len());
+            for shard in &shards {
+                let members: Vec<Item<'_>> = shard.iter().map(|&i| items[i]).collect();
+                let file = hidden_file(&target.folder, &target.stem, save.durability)?;
+                run.write(&file, &members)?;
+                let hash = run.hash(&file)?;
+                let tensors = shard
+                    .iter()
+                    .map(|&i| (items[i].name.to_owned(), sizes[i]))
+                    .collect();
+                parts.push(Part {
+                    staged: file.stage()?,
+                    tensors,
+                    hash,
+                });
+            }
+            publish(
+                &target.folder,
+                &target.stem,
+                parts,
+                save.numbered,
+                save.durability,
+            )?
+        };
     let report = engine::Report {
         seconds: start.elapsed().as_secs_f64(),
         ..run.report
@@ -316,9 +327,10 @@ impl Target {
     }
 
     /// The path of a single file, if replacing it is all there is to do.
-    pub fn simple(&self) -> Option<PathBuf> {
+    pub fn simple(&self, numbered: bool) -> Option<PathBuf> {
         match &self.file {
             Some(file) => Some(file.clone()),
+            None if numbered => None,
             None => is_simple(&self.folder, &self.stem)
                 .then(|| self.folder.join(shard_file_name(&self.stem, 1, 1))),
         }

@@ -361,7 +361,10 @@ impl<'a> Writer<'a> {
     fn publish(self) -> Result<Saved> {
         let mut parts = self.parts;
         let total_size = self.total;
-        let simple = self.target.simple().filter(|_| parts.len() == 1);
+        let simple = self
+            .target
+            .simple(self.save.numbered)
+            .filter(|_| parts.len() == 1);
         let (files, index) = match (simple, parts.pop()) {
             (Some(path), Some(mut part)) => {
                 part.staged.retarget(&path)?;
@@ -374,6 +377,7 @@ impl<'a> Writer<'a> {
                     &self.target.folder,
                     &self.target.stem,
                     parts,
+                    self.save.numbered,
                     self.save.durability,
                 )?
             }

@@ -27,10 +27,18 @@ enum Kind {
     Changing,
     /// Several files through the streaming writer.
     Streamed,
+    /// One file that is numbered and has an index.
+    Numbered,
 }
 
 impl Kind {
-    const ALL: [Kind; 4] = [Kind::Single, Kind::Sharded, Kind::Changing, Kind::Streamed];
+    const ALL: [Kind; 5] = [
+        Kind::Single,
+        Kind::Sharded,
+        Kind::Changing,
+        Kind::Streamed,
+        Kind::Numbered,
+    ];
 
     fn path(self, folder: &Path) -> std::path::PathBuf {
         if self == Kind::Single {
@@ -42,7 +50,7 @@ impl Kind {
 
     fn options(self, generation: u64) -> Save<'static> {
         let max_shard_size = match (self, generation % 3) {
-            (Kind::Single, _) | (Kind::Changing, 0) => None,
+            (Kind::Single | Kind::Numbered, _) | (Kind::Changing, 0) => None,
             (Kind::Changing, 1) => Some(300 << 10),
             _ => Some(128 << 10),
         };
@@ -57,6 +65,7 @@ impl Kind {
             max_shard_size,
             durability,
             metadata,
+            numbered: self == Kind::Numbered,
             ..Save::default()
         }
     }
@@ -232,7 +241,7 @@ fn kills(kind: Kind) {
         .len();
     assert_eq!(
         visible,
-        if files == 1 { 1 } else { files + 1 },
+        files + usize::from(files > 1 || kind == Kind::Numbered),
         "{:?}",
         names(folder.path())
     );
@@ -256,4 +265,9 @@ fn a_checkpoint_that_changes_its_files_survives_kills() {
 #[test]
 fn a_streamed_checkpoint_survives_kills() {
     kills(Kind::Streamed);
+}
+
+#[test]
+fn a_single_file_with_an_index_survives_kills() {
+    kills(Kind::Numbered);
 }

@@ -185,6 +185,39 @@ fn a_numbered_set_without_an_index_is_replaced_too() {
 }
 
 #[test]
+fn a_single_file_may_be_numbered_and_have_an_index() {
+    let folder = tempfile::tempdir().unwrap();
+    let numbered = Save {
+        numbered: true,
+        ..quick()
+    };
+    let both = [
+        "model-00001-of-00001.safetensors",
+        "model.safetensors.index.json",
+    ];
+    // Over nothing, over itself, over one plain file, over several; and a plain one over it.
+    for before in [
+        None,
+        Some(numbered.clone()),
+        Some(quick()),
+        Some(limit(4200)),
+    ] {
+        if let Some(options) = before {
+            save(&refs(&model(1)), folder.path(), &options).unwrap();
+        }
+        let saved = save(&refs(&model(2)), folder.path(), &numbered).unwrap();
+        assert_eq!(names(folder.path()), both);
+        assert_eq!(saved.files, [folder.path().join(both[0])]);
+        assert_eq!(saved.index, Some(folder.path().join(both[1])));
+        let found = Checkpoint::open(folder.path()).unwrap();
+        assert!(found.notes().is_empty(), "{:?}", found.notes());
+        assert_eq!(content(&found), content_of(&model(2)));
+    }
+    save(&refs(&model(3)), folder.path(), &quick()).unwrap();
+    assert_eq!(names(folder.path()), ["model.safetensors"]);
+}
+
+#[test]
 fn a_path_of_a_file_gives_files_beside_it_under_its_name() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("model.safetensors"), b"someone else's").unwrap();

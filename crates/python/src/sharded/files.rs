@@ -58,7 +58,7 @@ impl NativeFiles {
 impl NativeFiles {
     /// Makes a file for each group of tensors.
     #[new]
-    #[pyo3(signature = (path, groups, *, metadata, fsync, checksums, room, stem))]
+    #[pyo3(signature = (path, groups, *, metadata, fsync, checksums, room, stem, numbered = false))]
     #[allow(
         clippy::too_many_arguments,
         reason = "the package's own call, with names"
@@ -72,12 +72,14 @@ impl NativeFiles {
         checksums: bool,
         room: u64,
         stem: String,
+        numbered: bool,
     ) -> PyResult<Self> {
         let save = Save {
             metadata: metadata.into_iter().collect(),
             durability: durability(fsync),
             checksums,
             stem,
+            numbered,
             ..Save::default()
         };
         let mut specs = Vec::with_capacity(groups.len());

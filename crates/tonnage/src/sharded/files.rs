@@ -60,7 +60,7 @@ impl Files {
         let start = Instant::now();
         check_unique(groups)?;
         let target = Target::of(path.as_ref(), &save.stem)?;
-        let simple = target.simple().filter(|_| groups.len() == 1);
+        let simple = target.simple(save.numbered).filter(|_| groups.len() == 1);
         if simple.is_none() {
             sweep(&target.folder, &target.stem);
         }
@@ -183,7 +183,7 @@ impl Files {
     /// # Errors
     /// What the system said. Up to the first rename the old checkpoint is as it was.
     pub fn commit(self) -> Result<Saved> {
-        let durability = self.save.durability;
+        let (numbered, durability) = (self.save.numbered, self.save.durability);
         let mut parts = Vec::with_capacity(self.files.len());
         for pending in self.files {
             let sizes = pending.tensors.into_iter().map(|(name, dtype, shape)| {
@@ -203,7 +203,13 @@ impl Files {
             }
             (_, last) => {
                 parts.extend(last);
-                publish(&self.target.folder, &self.target.stem, parts, durability)?
+                publish(
+                    &self.target.folder,
+                    &self.target.stem,
+                    parts,
+                    numbered,
+                    durability,
+                )?
             }
         };
         Ok(Saved {
