@@ -43,6 +43,9 @@ pub use error::GgmlError;
 pub use quantize::quantize;
 pub use types::GgmlType;
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) use legacy::mxfp4 as mxfp4_scalar;
+
 pub(crate) use k::q3_scales;
 
 use crate::numbers::f16_to_f32;

@@ -129,6 +129,7 @@ const UNSAFE: &[&str] = &[
     "crates/python/src/device/dlpack.rs",
     "crates/python/src/device/memory.rs",
     "crates/quant/src/arch/avx2.rs",
+    "crates/quant/src/arch/avx2/lanes.rs",
     "crates/stubdriver/src/control.rs",
     "crates/stubdriver/src/cuda.rs",
     "crates/stubdriver/src/find.rs",

@@ -78,7 +78,7 @@ pub(super) fn iq4_nl(block: &[u8; 18], out: &mut [f32; 32]) {
 }
 
 /// An e8m0 at 0, nibbles at 1: `e2m1(q) 2^(e - 127)`.
-pub(super) fn mxfp4(block: &[u8; 17], out: &mut [f32; 32]) {
+pub(crate) fn mxfp4(block: &[u8; 17], out: &mut [f32; 32]) {
     let d = e8m0_half(block[0]);
     for (out, q) in out.iter_mut().zip(codes(&block[1..], 0)) {
         *out = E2M1_DOUBLED[q as usize & 15] as f32 * d;
