@@ -112,6 +112,11 @@ test-reference: $(VENV)/.test build ## the reference's own tests, run on it and 
 	$(PY) scripts/reference_tests.py
 	$(PY) scripts/reference_rust.py
 
+.PHONY: test-torch-dcp
+test-torch-dcp: $(VENV)/.test build ## PyTorch's own tests of its Hugging Face storage, on ours: TORCH=a checkout of PyTorch
+	$(PIP) expecttest
+	$(PY) scripts/torch_dcp_tests.py $(TORCH)
+
 .PHONY: test-cross
 test-cross: ## big-endian s390x under qemu, wasm32 in node
 	scripts/test-cross.sh

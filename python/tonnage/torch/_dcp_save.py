@@ -122,6 +122,9 @@ class StorageWriter(_StorageWriter):  # type: ignore[misc]
     own planner refuses it.
     """
 
+    #: Whether a single file is named as one of several is, and has an index.
+    _numbered = False
+
     def __init__(
         self,
         path: str | os.PathLike[str],
@@ -225,6 +228,7 @@ class StorageWriter(_StorageWriter):  # type: ignore[misc]
             checksums=settings.checksums,
             room=leaves * ROOM + names + 64 * len(tensors) if leaves or nested else 0,
             stem="model",
+            numbered=self._numbered,
         )
         weakref.finalize(self, files.abort)
         places = [(os.fspath(place), length) for place, length, _ in files.places]
