@@ -34,8 +34,10 @@ pub struct Names {
 const OUTSIDE: &[(&str, &str)] = &[
     ("token_embd", "model.embed_tokens"),
     ("output_norm", "model.norm"),
-    ("output", "lm_head"),
 ];
+
+/// What gives the next token, where it may differ from the embedding.
+const HEAD: &[(&str, &str)] = &[("output", "lm_head")];
 
 const ATTENTION: &[(&str, &str)] = &[
     ("blk.{}.attn_norm", "model.layers.{}.input_layernorm"),
@@ -94,21 +96,21 @@ pub const ARCHITECTURES: &[Names] = &[
         architecture: "llama",
         // Mistral's models are of this architecture in GGUF.
         model_types: &["llama", "mistral"],
-        rows: &[OUTSIDE, ATTENTION, TWO_NORMS, GATED],
+        rows: &[OUTSIDE, HEAD, ATTENTION, TWO_NORMS, GATED],
         rope_rows: true,
         norms_plus_one: false,
     },
     Names {
         architecture: "qwen2",
         model_types: &["qwen2"],
-        rows: &[OUTSIDE, ATTENTION, TWO_NORMS, GATED],
+        rows: &[OUTSIDE, HEAD, ATTENTION, TWO_NORMS, GATED],
         rope_rows: false,
         norms_plus_one: false,
     },
     Names {
         architecture: "qwen3",
         model_types: &["qwen3"],
-        rows: &[OUTSIDE, ATTENTION, HEAD_NORMS, TWO_NORMS, GATED],
+        rows: &[OUTSIDE, HEAD, ATTENTION, HEAD_NORMS, TWO_NORMS, GATED],
         rope_rows: false,
         norms_plus_one: false,
     },
@@ -129,14 +131,14 @@ pub const ARCHITECTURES: &[Names] = &[
     Names {
         architecture: "gemma3",
         model_types: &["gemma3_text"],
-        rows: &[OUTSIDE, ATTENTION, HEAD_NORMS, FOUR_NORMS, GATED],
+        rows: &[OUTSIDE, HEAD, ATTENTION, HEAD_NORMS, FOUR_NORMS, GATED],
         rope_rows: false,
         norms_plus_one: true,
     },
     Names {
         architecture: "phi3",
         model_types: &["phi3"],
-        rows: &[OUTSIDE, FUSED, TWO_NORMS],
+        rows: &[OUTSIDE, HEAD, FUSED, TWO_NORMS],
         rope_rows: false,
         norms_plus_one: false,
     },
