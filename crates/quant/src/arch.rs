@@ -70,8 +70,7 @@ pub enum Stores {
 const STREAM_FROM: usize = 8 << 20;
 
 impl Stores {
-    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
-    fn streaming(self, bytes: usize) -> bool {
+    pub(crate) fn streaming(self, bytes: usize) -> bool {
         match self {
             Stores::Auto => bytes >= STREAM_FROM,
             Stores::Cached => false,
@@ -97,7 +96,8 @@ pub(crate) fn dequantize(
 }
 
 /// Rounds to binary16.
-pub(crate) fn to_f16(level: Level, values: &[f32], out: &mut [half::f16]) {
+#[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
+pub(crate) fn to_f16(level: Level, stream: bool, values: &[f32], out: &mut [half::f16]) {
     match level.0 {
         Set::Scalar => {
             for (out, value) in out.iter_mut().zip(values) {
@@ -105,12 +105,13 @@ pub(crate) fn to_f16(level: Level, values: &[f32], out: &mut [half::f16]) {
             }
         }
         #[cfg(target_arch = "x86_64")]
-        Set::Avx2(avx2) => avx2.to_f16(values, out),
+        Set::Avx2(avx2) => avx2.to_f16(values, out, stream),
     }
 }
 
 /// Rounds to bfloat16.
-pub(crate) fn to_bf16(level: Level, values: &[f32], out: &mut [half::bf16]) {
+#[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
+pub(crate) fn to_bf16(level: Level, stream: bool, values: &[f32], out: &mut [half::bf16]) {
     match level.0 {
         Set::Scalar => {
             for (out, value) in out.iter_mut().zip(values) {
@@ -118,6 +119,6 @@ pub(crate) fn to_bf16(level: Level, values: &[f32], out: &mut [half::bf16]) {
             }
         }
         #[cfg(target_arch = "x86_64")]
-        Set::Avx2(avx2) => avx2.to_bf16(values, out),
+        Set::Avx2(avx2) => avx2.to_bf16(values, out, stream),
     }
 }

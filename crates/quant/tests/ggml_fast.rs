@@ -94,6 +94,34 @@ fn narrow_floats_are_rounded_once() {
     }
 }
 
+/// So many that they are stored past the caches, beginning on any multiple of two bytes.
+#[test]
+fn many_narrow_floats_are_rounded_once() {
+    let ty = GgmlType::Q8_0;
+    let len = (8 << 20) / 2 + 32;
+    let bytes = blocks(ty, len / 32, &mut Random(8));
+    let mut wide = vec![0.0; len];
+    dequantize(ty, &bytes, &mut wide).unwrap();
+    let (mut f16s, mut bf16s) = (
+        vec![half::f16::ZERO; len + 32],
+        vec![half::bf16::ZERO; len + 32],
+    );
+    let aligned = (
+        f16s.as_ptr().align_offset(32),
+        bf16s.as_ptr().align_offset(32),
+    );
+    for (f16_at, bf16_at) in [(0, 0), (1, 1), aligned] {
+        dequantize_f16(ty, &bytes, &mut f16s[f16_at..][..len]).unwrap();
+        dequantize_bf16(ty, &bytes, &mut bf16s[bf16_at..][..len]).unwrap();
+        let narrow = f16s[f16_at..].iter().zip(&bf16s[bf16_at..]);
+        for (wide, (f16, bf16)) in wide.iter().zip(narrow) {
+            let (a, b) = (half::f16::from_f32(*wide), half::bf16::from_f32(*wide));
+            assert!(f16.to_bits() == a.to_bits() || f16.is_nan() && wide.is_nan());
+            assert!(bf16.to_bits() == b.to_bits() || bf16.is_nan() && wide.is_nan());
+        }
+    }
+}
+
 #[test]
 fn lengths_that_do_not_fit_are_refused() {
     for &ty in GgmlType::ALL {

@@ -21,7 +21,6 @@ mod blocks;
 mod lanes;
 
 use blocks::*;
-use lanes::halves;
 
 /// Proof that the processor has AVX2, FMA and F16C.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,14 +51,24 @@ impl Avx2 {
         }
     }
 
-    pub(super) fn to_f16(self, values: &[f32], out: &mut [f16]) {
-        // SAFETY: invariant 1.
-        unsafe { to_f16(values, out) }
+    pub(super) fn to_f16(self, values: &[f32], out: &mut [f16], stream: bool) {
+        if stream && out.as_ptr().addr().is_multiple_of(32) {
+            // SAFETY: invariant 1; 3 of `lanes`: the address was just looked at.
+            unsafe { to_f16::<true>(values, out) }
+        } else {
+            // SAFETY: invariant 1.
+            unsafe { to_f16::<false>(values, out) }
+        }
     }
 
-    pub(super) fn to_bf16(self, values: &[f32], out: &mut [bf16]) {
-        // SAFETY: invariant 1.
-        unsafe { to_bf16(values, out) }
+    pub(super) fn to_bf16(self, values: &[f32], out: &mut [bf16], stream: bool) {
+        if stream && out.as_ptr().addr().is_multiple_of(32) {
+            // SAFETY: invariant 1; 3 of `lanes`: the address was just looked at.
+            unsafe { to_bf16::<true>(values, out) }
+        } else {
+            // SAFETY: invariant 1.
+            unsafe { to_bf16::<false>(values, out) }
+        }
     }
 }
 
@@ -115,45 +124,74 @@ unsafe fn run<const STREAM: bool>(ty: GgmlType, bytes: &[u8], out: &mut [f32]) -
 
 // Narrower floats.
 
-#[target_feature(enable = "avx2,fma,f16c")]
-fn to_f16(values: &[f32], out: &mut [f16]) {
-    let (wide, rest) = values.as_chunks::<8>();
-    let (narrow, tail) = out.reinterpret_cast_mut().as_chunks_mut::<8>();
-    for (values, out) in wide.iter().zip(narrow) {
-        // SAFETY: invariant 2.
-        let values = unsafe { _mm256_loadu_ps(values.as_ptr()) };
-        store_u16(out, _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(values));
-    }
-    for (value, out) in rest.iter().zip(tail) {
-        *out = f16::from_f32(*value).to_bits();
-    }
+macro_rules! narrow {
+    ($name:ident, $number:ident, $eight:expr) => {
+        /// # Safety
+        ///
+        /// Invariant 1; 3 of `lanes` for `STREAM`, with sixteen numbers a store.
+        #[target_feature(enable = "avx2,fma,f16c")]
+        unsafe fn $name<const STREAM: bool>(values: &[f32], out: &mut [$number]) {
+            let (wide, rest) = values.as_chunks::<16>();
+            let (narrow, tail) = out.reinterpret_cast_mut().as_chunks_mut::<16>();
+            for (values, out) in wide.iter().zip(narrow) {
+                store_u16::<STREAM>(out, $eight(values));
+            }
+            for (value, out) in rest.iter().zip(tail) {
+                *out = $number::from_f32(*value).to_bits();
+            }
+            if STREAM {
+                _mm_sfence();
+            }
+        }
+    };
 }
 
+narrow!(to_f16, f16, sixteen_f16);
+narrow!(to_bf16, bf16, sixteen_bf16);
+
+#[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn to_bf16(values: &[f32], out: &mut [bf16]) {
-    let (wide, rest) = values.as_chunks::<8>();
-    let (narrow, tail) = out.reinterpret_cast_mut().as_chunks_mut::<8>();
-    for (values, out) in wide.iter().zip(narrow) {
-        // SAFETY: invariant 2.
-        let values = unsafe { _mm256_loadu_ps(values.as_ptr()) };
-        let bits = _mm256_castps_si256(values);
-        // Half of the last place, less one unless that place is odd: then the upper half is the rounded number.
-        let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
-        let rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF)));
-        let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x0040_0000));
-        let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(values, values));
-        let high = _mm256_srli_epi32::<16>(_mm256_blendv_epi8(rounded, quiet, nan));
-        let [low, high] = halves(high);
-        store_u16(out, _mm_packus_epi32(low, high));
-    }
-    for (value, out) in rest.iter().zip(tail) {
-        *out = bf16::from_f32(*value).to_bits();
-    }
+fn sixteen_f16(values: &[f32; 16]) -> __m256i {
+    let [low, high] = load16_f32(values).map(|v| _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v));
+    _mm256_set_m128i(high, low)
 }
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn store_u16(out: &mut [u16; 8], values: __m128i) {
+fn sixteen_bf16(values: &[f32; 16]) -> __m256i {
+    let [low, high] = load16_f32(values).map(|values| {
+        let bits = _mm256_castps_si256(values);
+        // Half of the last place, less one unless that place is odd: then the upper half is the rounded number.
+        let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+        let rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF)));
+        // The sum may carry a NaN into a number: these bits make it one again.
+        let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(values, values));
+        let quiet = _mm256_and_si256(nan, _mm256_set1_epi32(0x7FC0));
+        _mm256_or_si256(_mm256_srli_epi32::<16>(rounded), quiet)
+    });
+    // Packing goes by halves: the middle quarters change places.
+    _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packus_epi32(low, high))
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn load16_f32(values: &[f32; 16]) -> [__m256; 2] {
+    let [low, high] = [&values[..8], &values[8..]].map(|values| values.as_ptr());
     // SAFETY: invariant 2.
-    unsafe { _mm_storeu_si128(out.as_mut_ptr().cast(), values) }
+    let low = unsafe { _mm256_loadu_ps(low) };
+    // SAFETY: invariant 2.
+    let high = unsafe { _mm256_loadu_ps(high) };
+    [low, high]
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn store_u16<const STREAM: bool>(out: &mut [u16; 16], values: __m256i) {
+    if STREAM {
+        // SAFETY: invariant 2; 3 of `lanes`.
+        unsafe { _mm256_stream_si256(out.as_mut_ptr().cast(), values) }
+    } else {
+        // SAFETY: invariant 2.
+        unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), values) }
+    }
 }

@@ -59,16 +59,16 @@ fn narrow<T>(
     ty: GgmlType,
     bytes: &[u8],
     out: &mut [T],
-    round: fn(Level, &[f32], &mut [T]),
+    round: fn(Level, bool, &[f32], &mut [T]),
 ) -> Result<(), GgmlError> {
     check(ty, bytes, out.len())?;
-    let level = Level::best();
+    let (level, stream) = (Level::best(), Stores::Auto.streaming(size_of_val(out)));
     let mut wide = [0.0; PIECE];
     let piece = PIECE / ty.elements() * ty.bytes();
     for (bytes, out) in bytes.chunks(piece).zip(out.chunks_mut(PIECE)) {
         let wide = &mut wide[..out.len()];
         dequantize_with(level, Stores::Cached, ty, bytes, wide)?;
-        round(level, wide, out);
+        round(level, stream, wide, out);
     }
     Ok(())
 }

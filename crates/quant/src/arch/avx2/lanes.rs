@@ -50,15 +50,6 @@ pub(super) fn each_twice(bytes: &[u8; 32]) -> [__m256i; 2] {
     ]
 }
 
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn halves(codes: __m256i) -> [__m128i; 2] {
-    [
-        _mm256_castsi256_si128(codes),
-        _mm256_extracti128_si256::<1>(codes),
-    ]
-}
-
 /// A table of sixteen signed bytes for [`_mm256_shuffle_epi8`].
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
