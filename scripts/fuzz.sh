@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Fuzzes the format and plan crates with cargo-fuzz, target by target, on one core and at low priority.
+# Fuzzes the format, plan and foreign crates with cargo-fuzz, target by target, on one core and at low priority.
 #
-#   scripts/fuzz.sh [SECONDS] [TARGET...]     60 s each of header, index, roundtrip, slice, plan_json
+#   scripts/fuzz.sh [SECONDS] [TARGET...]     60 s each of header, index, roundtrip, slice, plan_json, gguf, gguf
 #   MINIMISE=1 scripts/fuzz.sh ...            then rewrite fuzz/corpus/ with a smallest covering set
 #
 # A finding stops the run and lies in fuzz/artifacts/TARGET/. The committed corpus and the
@@ -14,7 +14,7 @@ target=${CARGO_TARGET_DIR:-$root/target}
 work=$target/fuzz
 seconds=${1:-60}
 shift || true
-targets=("${@:-header index roundtrip slice plan_json}")
+targets=("${@:-header index roundtrip slice plan_json gguf}")
 read -ra targets <<<"${targets[*]}"
 
 export PATH=$target/tools/bin:$PATH

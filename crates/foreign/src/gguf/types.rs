@@ -25,6 +25,9 @@ pub fn dtype_of(ty: GgmlType) -> Option<Dtype> {
     })
 }
 
+/// Bytes that a tensor takes at most: their bits are counted in 64 bits further on.
+const MOST_BYTES: u64 = u64::MAX / 8;
+
 /// Bytes of a tensor of this type and row-major shape.
 pub(crate) fn byte_len(ty: GgmlType, shape: &[u64]) -> Result<u64, Reason> {
     let (elements, bytes) = (ty.elements() as u64, ty.bytes() as u64);
@@ -40,7 +43,7 @@ pub(crate) fn byte_len(ty: GgmlType, shape: &[u64]) -> Result<u64, Reason> {
     };
     let all = product(shape).filter(|&all| all <= i64::MAX as u64);
     let len = all.and_then(|all| (all / elements).max(1).checked_mul(bytes));
-    match len.filter(|&len| len <= i64::MAX as u64) {
+    match len.filter(|&len| len <= MOST_BYTES) {
         None => Err(Reason::SizeOverflow),
         Some(_) if shape.contains(&0) => Ok(0),
         Some(len) => Ok(len),
