@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from . import durable, host, peers, plan, sharded
+from . import durable, host, peers, plan, quant, sharded
 from .measure import ROOT, SIDES, Row
 from .suites import SUITES
 
@@ -67,6 +67,7 @@ def main() -> None:
     apart: dict[str, Any] = {
         "host": host.run,
         "plan": plan.run,
+        "quant": quant.run,
         "sharded": sharded.run,
         **durable.SUITES,
     }
