@@ -2,7 +2,7 @@
 //!
 //! A window is a file, best in a file system that lies in memory (`/dev/shm`), mapped by all. Member 0 makes it and
 //! the others open it; once all have, its name is gone, and the memory is free with the last of them, however they
-//! end.
+//! end. What a member 0 leaves that dies before, the next one removes.
 //!
 //! ```text
 //!  0        64                64 (members + 1)   page                page + half
@@ -55,6 +55,8 @@ pub const MEMBERS: u32 = 4096;
 /// Naps while waiting, and how often the living are counted.
 const NAP: (Duration, Duration) = (Duration::from_micros(20), Duration::from_millis(1));
 const LOOK: Duration = Duration::from_millis(20);
+/// From this age on a window without its maker's lock is an abandoned one.
+const OLD: Duration = Duration::from_secs(60);
 
 /// What all members of a window must have in common.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,6 +134,7 @@ impl Window {
     }
 
     fn make(path: &Path, agreed: Agreed, len: u64) -> Result<Window, Error> {
+        sweep(path);
         let file = match create(path) {
             Err(e) if e.kind() == ErrorKind::AlreadyExists && is_abandoned(path) => {
                 // Left by a group whose member 0 died before all had opened it.
@@ -423,6 +426,32 @@ fn is_abandoned(path: &Path) -> bool {
     options.custom_flags((OFlags::NOFOLLOW | OFlags::CLOEXEC).bits() as i32);
     let file = options.open(path);
     file.is_ok_and(|file| is_locked(&file, 0) == Some(false))
+}
+
+/// Removes windows that other groups left in the folder, where each group has a name of its own and would never meet
+/// another's: those named as this one is, which nobody has touched for a while, of a member 0 that is dead.
+fn sweep(path: &Path) {
+    let (Some(folder), true) = (path.parent(), is_one_of_many(path)) else {
+        return;
+    };
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let other = entry.path();
+        // A young one may not have its lock yet.
+        let old = entry.metadata().is_ok_and(|found| {
+            let age = found.modified().ok().and_then(|at| at.elapsed().ok());
+            found.is_file() && age.is_some_and(|age| age >= OLD)
+        });
+        if old && is_one_of_many(&other) && is_abandoned(&other) {
+            let _ = std::fs::remove_file(&other);
+        }
+    }
+}
+
+/// Whether a name is one that no other group has: `tonnage-` and 32 digits of a random number.
+fn is_one_of_many(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str());
+    let digits = name.and_then(|name| name.strip_prefix("tonnage-"));
+    digits.is_some_and(|text| text.len() == 32 && text.bytes().all(|b| b.is_ascii_hexdigit()))
 }
 
 fn map(file: &File, len: u64) -> std::io::Result<MmapRaw> {

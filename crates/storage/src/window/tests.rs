@@ -162,6 +162,27 @@ fn a_name_left_behind_is_taken_over_and_one_in_use_is_not() {
 }
 
 #[test]
+#[cfg(target_os = "linux")]
+fn what_other_groups_left_is_removed_and_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let name = |n: u32| folder.path().join(format!("tonnage-{n:032x}"));
+    let long_ago = std::time::SystemTime::now() - 2 * OLD;
+    // Left long ago; in use; begun just now; another's name.
+    let other = folder.path().join("tonnage-notes.txt");
+    let made: Vec<File> = [name(1), name(2), name(3), other.clone()]
+        .iter()
+        .map(|path| create(path).unwrap())
+        .collect();
+    lock(&made[1], 0).unwrap();
+    for at in [0, 1, 3] {
+        made[at].set_modified(long_ago).unwrap();
+    }
+    drop(Window::join(name(4), agreed(1), 0, &patience(60)).unwrap());
+    let left = [name(1), name(2), name(3), other].map(|path| path.exists());
+    assert_eq!(left, [false, true, true, true]);
+}
+
+#[test]
 fn parts_stay_in_their_half() {
     let (_folder, path) = folder();
     let mut window = Window::join(&path, agreed(1), 0, &patience(60)).unwrap();
