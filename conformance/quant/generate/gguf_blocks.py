@@ -11,8 +11,8 @@ of their values' bytes. Types that the package cannot dequantise (Q1_0, Q2_0) ha
 ggml's C.
 
 `quantized.safetensors` holds `input` (F32 [n, 256]) and `<TYPE>.blocks`, what ggml's
-`quantize_row_*_ref` makes of it. ggml is built here as it ships: without instructions that would
-fuse multiplications.
+`quantize_row_*_ref` (of IQ4_NL: `quantize_iq4_nl`) makes of it. ggml is built here as it ships:
+without instructions that would fuse multiplications.
 """
 
 from __future__ import annotations
@@ -216,7 +216,12 @@ def write_quantized(library: ctypes.CDLL) -> None:
     for name in QUANTIZED:
         elements, size = SIZES[name]
         blocks = np.zeros((data.size // elements, size), np.uint8)
-        call(getattr(library, f"quantize_row_{reference(name)}_ref"), data, blocks, data.size)
+        if name == "IQ4_NL":  # Files are made with this one; the other looks for no scale.
+            rows, zero = ctypes.c_int64(1), ctypes.c_void_p(None)
+            pointers = [ctypes.c_void_p(array.ctypes.data) for array in (data, blocks)]
+            library.quantize_iq4_nl(*pointers, rows, ctypes.c_int64(data.size), zero)
+        else:
+            call(getattr(library, f"quantize_row_{reference(name)}_ref"), data, blocks, data.size)
         tensors[f"{name}.blocks"] = blocks
     save_file(tensors, HERE / "quantized.safetensors", {"ggml": "d99724f", "format": "np"})
 

@@ -1,6 +1,8 @@
 //! Numbers to blocks, as ggml's reference does it (`quantize_row_*_ref` of `ggml-quants.c`): round to nearest, the same
 //! operations in the same order, so the same bytes. `tests/ggml_quantize.rs` holds them against ggml's own.
 //!
+//! `IQ4_NL` alone is made as `quantize_iq4_nl` does without an importance matrix, for so are files.
+//!
 //! Where ggml's C leaves a conversion undefined (a power of two below 2^-125 for `MXFP4`) the nearest legal byte is taken.
 
 mod iq4;

@@ -43,22 +43,7 @@ fn pack(codes: &[u8; 32], out: &mut [u8]) {
     }
 }
 
-/// The codes are those for a scale that makes the largest magnitude the least value; the scale is then the one that fits
-/// them best. A block of zeros has codes of zero, where ggml leaves those of the block before.
-pub(super) fn iq4_nl(x: &[f32; 32], out: &mut [u8; 18]) -> Option<()> {
-    *out = [0; 18];
-    let max = largest(x);
-    if max.abs() < EPSILON {
-        return Some(());
-    }
-    let id = 1.0 / (max / value(0));
-    pack(&x.map(|x| nearest_value(id * x)), &mut out[2..]);
-    let (qx, q2) = sums(x, id);
-    let scale = if q2 > 0.0 { qx / q2 } else { 0.0 };
-    put_half(out, 0, scale).map(drop)
-}
-
-/// The scale of a group of `IQ4_XS`: the best of sixteen.
+/// The scale of a group: the best of sixteen.
 fn scale(x: &[f32; 32]) -> f32 {
     let max = largest(x);
     if max.abs() < EPSILON {
@@ -75,6 +60,14 @@ fn scale(x: &[f32; 32]) -> f32 {
         }
     }
     d
+}
+
+/// `quantize_iq4_nl`, which files are made with; `quantize_row_iq4_nl_ref` looks for no scale.
+pub(super) fn iq4_nl(x: &[f32; 32], out: &mut [u8; 18]) -> Option<()> {
+    let scale = scale(x);
+    let id = inverse(scale);
+    pack(&x.map(|x| nearest_value(id * x)), &mut out[2..]);
+    put_half(out, 0, scale).map(drop)
 }
 
 pub(super) fn iq4_xs(x: &[f32; 256], out: &mut [u8; 136]) -> Option<()> {
