@@ -210,6 +210,8 @@ fn tensors() {
     ] {
         one(&dims, F32, 0).refused(1 << 20, Reason::SizeOverflow);
     }
+    // Of blocks without a row, too: what is counted further on are the other extents.
+    one(&[0, 1 << 62], GgmlType::Q2_0, 0).refused(1 << 20, Reason::SizeOverflow);
     for id in [4, 5, 31, 36, 43, 1 << 20, u32::MAX] {
         let raw = Raw::new(1, 0).text("bad").u32(1).u64(4).u32(id).u64(0);
         let error = raw.refused(1 << 20, Reason::Type);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,10 @@ import numpy as np
 import pytest
 import tonnage
 from gguf_data import BIG_BLOCKS, BLOCKS, arrays, metadata, write
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from device_data import on_stub
 
 Arrays = dict[str, tuple[np.ndarray[Any, Any], str]]
 
@@ -120,6 +125,31 @@ def test_big_endian_blocks_without_a_form_are_refused_by_name(tmp_path: Path) ->
     with pytest.raises(tonnage.UnsupportedError, match=r"Q5_1.*gguf G6\.2") as raised:
         tonnage.open(path)
     assert (raised.value.code, raised.value.tensor) == ("GGUF_BIG_ENDIAN_BLOCKS", "blk.0.Q5_1")
+
+
+BOTH_ORDERS = """
+little, big = (tonnage.open(path) for path in sys.argv[1:3])
+wanted = little.load(framework="numpy")
+for staging in ("1MiB", "128KiB"):
+    for found in (
+        big.load(device="cuda:0", framework="tonnage", staging=staging),
+        dict(big.stream(device="cuda:0", framework="tonnage", staging=staging)),
+    ):
+        assert set(found) == set(wanted)
+        for name, array in wanted.items():
+            equal(found[name], array)
+        del found
+print("equal")
+"""
+
+
+def test_both_byte_orders_are_the_same_on_a_device(tmp_path: Path) -> None:
+    wanted = arrays(BIG_BLOCKS)
+    wanted["large"] = (np.arange(500_000, dtype="float32").reshape(500, 1000), "F32")
+    for name, big in (("little.gguf", False), ("big.gguf", True)):
+        write(tmp_path / name, wanted, big=big)
+    printed = on_stub(BOTH_ORDERS, tmp_path / "little.gguf", tmp_path / "big.gguf")
+    assert printed == "equal\n"
 
 
 def test_text_that_is_not_utf8_comes_as_bytes(tmp_path: Path) -> None:

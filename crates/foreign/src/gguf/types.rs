@@ -25,7 +25,8 @@ pub fn dtype_of(ty: GgmlType) -> Option<Dtype> {
     })
 }
 
-/// Bytes that a tensor takes at most: their bits are counted in 64 bits further on.
+/// Bytes that a tensor takes at most, and elements that it has: their bits are counted in 64 bits further on,
+/// and of an empty tensor of blocks the extents other than that of a row are all that is counted.
 const MOST_BYTES: u64 = u64::MAX / 8;
 
 /// Bytes of a tensor of this type and row-major shape.
@@ -41,7 +42,7 @@ pub(crate) fn byte_len(ty: GgmlType, shape: &[u64]) -> Result<u64, Reason> {
         let mut extents = shape.iter().filter(|&&extent| extent != 0);
         extents.try_fold(1_u64, |product, &extent| product.checked_mul(extent))
     };
-    let all = product(shape).filter(|&all| all <= i64::MAX as u64);
+    let all = product(shape).filter(|&all| all <= MOST_BYTES);
     let len = all.and_then(|all| (all / elements).max(1).checked_mul(bytes));
     match len.filter(|&len| len <= MOST_BYTES) {
         None => Err(Reason::SizeOverflow),

@@ -9,8 +9,8 @@ mod verify;
 mod write;
 
 pub use tonnage_foreign::gguf::{
-    Array, ByteOrder, GgmlType, Gguf, GgufTensor, OwnedValue, Text, Value, ValueType, Values,
-    WriteOptions, is_carried, names,
+    Array, ByteOrder, GgmlType, Gguf, GgufTensor, Layout, OwnedValue, TensorSpec, Text, Value,
+    ValueType, Values, WriteOptions, is_carried, layout, names,
 };
 
 use crate::checkpoint::Checkpoint;
