@@ -186,3 +186,76 @@ fn stages_that_count_their_layers_anew_come_back_under_their_own_names() {
         r#"{"*": "replicate"}"#,
     ));
 }
+
+/// Writes a file with rows of `w` from `at` on, each filled with its number, and says so in PyTorch's words.
+fn shard(folder: &Path, name: &str, at: u64, rows: u64, whole: Option<u64>) {
+    let mut tensor = Tensor::new("w", Dtype::U8, &[rows, 4], 0);
+    for (row, bytes) in tensor.data.chunks_mut(4).enumerate() {
+        bytes.fill((at as usize + row) as u8);
+    }
+    let shape = whole.map_or(String::new(), |all| format!(r#","global_shape":[{all},4]"#));
+    let said = format!(r#"{{"w":{{"saved_offsets":[{at},0]{shape}}}}}"#);
+    let options = Save {
+        metadata: vec![("DCP_SHARDING_INFO".to_owned(), said)],
+        ..Save::default()
+    };
+    save(&refs(&[tensor]), folder.join(name), &options).unwrap();
+}
+
+/// What the origin gives as one checkpoint, or the error.
+fn joined(folder: &Path) -> Result<Vec<u8>, tonnage::Error> {
+    let origin = Origin::open(folder, &OpenOptions::default())?;
+    let plan = origin.plan(
+        &Mesh::new(&[("tp", 1)]).unwrap(),
+        &Rules::from_json(r#"{"*": "replicate"}"#).unwrap(),
+    )?;
+    let to = tempfile::tempdir().unwrap();
+    let path = to.path().join("out.safetensors");
+    reshard(
+        &origin,
+        &plan,
+        &path,
+        &PlanLoad::default(),
+        &Save::default(),
+    )?;
+    let found = Checkpoint::open(&path).unwrap();
+    assert!(!found.metadata().contains_key("DCP_SHARDING_INFO"));
+    found.get("w").unwrap().read()
+}
+
+#[test]
+fn parts_of_tensors_in_the_words_of_pytorch_become_one() {
+    let rows = |n: u8| (0..n).flat_map(|row| [row; 4]).collect::<Vec<u8>>();
+    for whole in [None, Some(7)] {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        let names = ["shard-00001-a.safetensors", "shard-00002-a.safetensors"];
+        shard(folder, names[0], 0, 3, whole);
+        shard(folder, names[1], 3, 4, whole);
+        assert_eq!(joined(folder).unwrap(), rows(7));
+        // A replica is as good as none; without a record it counts as the others do.
+        shard(folder, "shard-00003-a.safetensors", 3, 4, whole);
+        assert_eq!(joined(folder).unwrap(), rows(7));
+        // Nor does what a save that was cut off has left, where a record says which files are meant.
+        shard(folder, "shard-00003-a.safetensors", 2, 4, whole);
+        assert!(joined(folder).is_err(), "an overlap");
+        let record = |files: &[&str]| {
+            let text = serde_json::json!({"version": 1, "files": files, "metadata": {"k": "v"}});
+            std::fs::write(folder.join("tonnage.shards.json"), text.to_string()).unwrap();
+        };
+        record(&names);
+        assert_eq!(joined(folder).unwrap(), rows(7));
+        let origin = Origin::open(folder, &OpenOptions::default()).unwrap();
+        assert_eq!(origin.table().files().len(), 2);
+        for wrong in [
+            &["../shard-1.safetensors"][..],
+            &["shard-/x.safetensors"],
+            &["shard-9.safetensors"],
+        ] {
+            record(wrong);
+            assert!(joined(folder).is_err(), "{wrong:?}");
+        }
+        record(&names[1..]);
+        assert!(joined(folder).is_err(), "a hole");
+    }
+}

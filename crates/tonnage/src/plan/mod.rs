@@ -27,6 +27,7 @@ mod collective;
 pub(crate) mod device;
 mod gathered;
 mod load;
+mod parts;
 mod reshard;
 mod scatter;
 mod shm;

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use tonnage_plan::{Dims, Mesh, Part, Request, Rules};
 use tonnage_storage::Source;
 
+use super::parts;
 use super::{Allow, Local, Plan, PlanLoad, PlannedLoad, Table, build};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
@@ -38,13 +39,17 @@ pub struct Origin {
 }
 
 impl Origin {
-    /// Opens what [`reshard`] reads: a checkpoint, or a folder of files that ranks wrote.
+    /// Opens what [`reshard`] reads: a checkpoint, a folder of files that ranks wrote, or one whose files say in PyTorch's
+    /// words which parts of tensors they hold.
     ///
     /// # Errors
     /// As [`Checkpoint::open_with`]; `SHARDS` for metadata of parts that is not of its form.
     pub fn open(path: &Path, options: &OpenOptions) -> Result<Origin> {
         let ranks = rank_files(path)?;
         if ranks.is_empty() {
+            if let Some((files, metadata)) = parts::find(path, options)? {
+                return Origin::of_parts(&files, metadata);
+            }
             return Origin::whole(&Checkpoint::open_with(path, options)?);
         }
         let mut origin = Origin {
@@ -77,16 +82,45 @@ impl Origin {
             }
             origin.rank(&checkpoint, &said, &mut tensors, &mut known)?;
         }
-        for tensor in tensors {
-            let Tensor {
-                name,
-                dtype,
-                shape,
-                parts,
-            } = tensor;
-            origin.table.add_parts(&name, dtype, &shape, parts)?;
+        origin.finish(tensors)
+    }
+
+    fn of_parts(files: &[Checkpoint], metadata: Vec<(String, String)>) -> Result<Origin> {
+        let mut origin = Origin {
+            table: Table::new(),
+            sources: Vec::new(),
+            parts: true,
+            metadata,
+        };
+        let (mut tensors, mut known) = (Vec::new(), HashMap::new());
+        for file in files {
+            let first = origin.add_files(file);
+            let table = &mut origin.table;
+            parts::add(file, &mut tensors, &mut known, |stored| {
+                let at = first + stored.file() as u32;
+                let (name, shape) = (stored.name(), stored.shape());
+                Ok(table.add_range(name.into(), stored.dtype()?, shape, at, stored.offset())?)
+            })?;
         }
-        Ok(origin)
+        origin.finish(tensors)
+    }
+
+    fn finish(mut self, tensors: Vec<Tensor>) -> Result<Origin> {
+        for one in tensors {
+            self.table
+                .add_parts(&one.name, one.dtype, &one.shape, one.parts)?;
+        }
+        Ok(self)
+    }
+
+    /// Adds what a checkpoint's tensors lie in, and gives the position of the first.
+    fn add_files(&mut self, checkpoint: &Checkpoint) -> u32 {
+        let first = self.table.files().len() as u32;
+        for (at, file) in checkpoint.files().iter().enumerate() {
+            self.table.add_file(&file.label, file.len);
+            self.sources.extend(checkpoint.source(at).cloned());
+        }
+        first
     }
 
     fn whole(checkpoint: &Checkpoint) -> Result<Origin> {
@@ -109,11 +143,7 @@ impl Origin {
         tensors: &mut Vec<Tensor>,
         known: &mut HashMap<String, usize>,
     ) -> Result<()> {
-        let first = self.table.files().len() as u32;
-        for (at, file) in checkpoint.files().iter().enumerate() {
-            self.table.add_file(&file.label, file.len);
-            self.sources.extend(checkpoint.source(at).cloned());
-        }
+        let first = self.add_files(checkpoint);
         if self.metadata.is_empty() {
             let others = checkpoint.metadata().clone().into_iter();
             self.metadata = others.filter(|(key, _)| key != SHARDS).collect();
@@ -198,12 +228,13 @@ impl Origin {
     }
 }
 
+/// A tensor that is put together of what files hold of it.
 #[derive(Debug)]
-struct Tensor {
-    name: String,
-    dtype: tonnage_format::Dtype,
-    shape: Dims,
-    parts: Vec<Part>,
+pub(super) struct Tensor {
+    pub name: String,
+    pub dtype: tonnage_format::Dtype,
+    pub shape: Dims,
+    pub parts: Vec<Part>,
 }
 
 fn form(checkpoint: &Checkpoint, what: &str) -> Error {
@@ -218,7 +249,7 @@ fn said(checkpoint: &Checkpoint) -> Result<Value> {
     serde_json::from_str(text).map_err(|error| form(checkpoint, &error.to_string()))
 }
 
-fn dims(value: &Value) -> Option<Dims> {
+pub(super) fn dims(value: &Value) -> Option<Dims> {
     value.as_array()?.iter().map(Value::as_u64).collect()
 }
 
