@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Fuzzes the format, plan and foreign crates with cargo-fuzz, target by target, on one core and at low priority.
+# Fuzzes the format, plan, foreign and quant crates with cargo-fuzz, target by target, on one core and at low priority.
 #
-#   scripts/fuzz.sh [SECONDS] [TARGET...]     60 s each of header, index, roundtrip, slice, plan_json, gguf, gguf
+#   scripts/fuzz.sh [SECONDS] [TARGET...]     60 s each of header, index, roundtrip, slice, plan_json, gguf, ggml
 #   MINIMISE=1 scripts/fuzz.sh ...            then rewrite fuzz/corpus/ with a smallest covering set
 #
 # A finding stops the run and lies in fuzz/artifacts/TARGET/. The committed corpus and the
@@ -14,7 +14,7 @@ target=${CARGO_TARGET_DIR:-$root/target}
 work=$target/fuzz
 seconds=${1:-60}
 shift || true
-targets=("${@:-header index roundtrip slice plan_json gguf}")
+targets=("${@:-header index roundtrip slice plan_json gguf ggml}")
 read -ra targets <<<"${targets[*]}"
 
 export PATH=$target/tools/bin:$PATH
@@ -36,6 +36,8 @@ for name in "${targets[@]}"; do
   [[ $name == header || $name == index ]] && seeds+=("$root/conformance/files")
   options=(-max_len=512 -max_total_time="$seconds" -print_final_stats=1 -artifact_prefix="$findings/")
   [[ -f $root/fuzz/$name.dict ]] && options+=(-dict="$root/fuzz/$name.dict")
+  # A super-block of values is 1024 bytes.
+  [[ $name == ggml ]] && options+=(-max_len=2100)
   log=$work/$name.log
   if ! nice -n 10 "$programs/$name" "$corpus" "${seeds[@]}" "${options[@]}" >"$log" 2>&1; then
     tail -n 40 "$log" >&2
