@@ -15,15 +15,19 @@ from pathlib import Path
 
 import compressed_tensors
 import torch
-from compressed_tensors.compressors import ModelCompressor
+from compressed_tensors.compressors import BaseCompressor, ModelCompressor
 from compressed_tensors.quantization import (
     QuantizationArgs,
     QuantizationConfig,
     QuantizationScheme,
     apply_quantization_config,
 )
+from compressed_tensors.quantization.lifecycle.forward import fake_quantize
 from compressed_tensors.quantization.utils import calculate_qparams, generate_gparam
 from safetensors.torch import save_file
+
+if int(compressed_tensors.__version__.split(".")[1]) < 15:
+    from compressed_tensors.config import SparsityCompressionConfig
 
 sys.path.insert(0, str(Path(__file__).parent))
 import corpus
@@ -338,6 +342,76 @@ def micro() -> None:
     )
 
 
+def prune(weight: torch.Tensor, form: str) -> torch.Tensor:
+    """Two of every four kept, or whole rows emptied and others kept, for the masks to tell apart."""
+    rows, columns = weight.shape
+    if form == "sparse-bitmask":
+        kept = torch.rand(rows, columns) < torch.linspace(0, 1, rows)[:, None]
+        return weight * kept
+    quads = weight.abs().reshape(rows, columns // 4, 4)
+    kept = torch.zeros_like(quads, dtype=torch.bool).scatter_(-1, quads.topk(2, -1).indices, True)
+    return weight * kept.reshape(rows, columns)
+
+
+def sparse(form: str, dtype: torch.dtype, name: str) -> None:
+    torch.manual_seed(8)
+    shapes = dict(zip(["model.layers.0.self_attn.q_proj", "model.layers.0.mlp.down_proj"], [(64, 96), (40, 100)], strict=True))
+    model = Model(shapes, dtype)
+    for path in shapes:
+        linear = model.get_submodule(path)
+        linear.weight.data = prune(linear.weight.data, form)
+    structure = "2:4" if form == "sparse-24-bitmask" else "unstructured"
+    config = SparsityCompressionConfig.load_from_registry(
+        form, targets=["re:model.*proj"], ignore=["lm_head"], sparsity_structure=structure
+    )
+    compressor = ModelCompressor.from_pretrained_model(model, sparsity_config_or_format=config)
+    compressor.compress_model(model)
+    path = f"ct-{form}/{name}"
+    where = corpus.folder(path)
+    (where / "config.json").write_text("{}")
+    compressor.update_config(str(where))
+    state = {key: part.contiguous() for key, part in model.state_dict().items()}
+    save_file(state, where / "model.safetensors", metadata={"format": "pt"})
+    compressor.decompress_model(model)
+    expected = {f"{key}.weight": model.get_submodule(key).weight.data.contiguous() for key in shapes}
+    save_file(expected, where / "expected.safetensors")
+    corpus.case(path, library="compressed-tensors", version=VERSION, scheme=f"ct-{form}", bits=16, group=None,
+                how=HOW, writer=WRITER, notes="not quantised: values and a mask, which the library dropped in 0.15")
+
+
+def marlin(bits: int, group: int) -> None:
+    """The library packs 2:4 weights for a GPU kernel and cannot unpack them: expected is what it packed."""
+    torch.manual_seed(9)
+    name = "model.layers.0.mlp.down_proj"
+    model = Model({name: (64, 256)}, F16)
+    args = QuantizationArgs(**ints(bits, group, True))
+    groups = {"group_0": QuantizationScheme(targets=["Linear"], weights=args)}
+    apply_quantization_config(model, QuantizationConfig(config_groups=groups, ignore=["lm_head"]))
+    linear = model.get_submodule(name)
+    linear.weight.data = prune(linear.weight.data, "2:4")
+    calibrate(model, False)
+    # A kept weight whose code is zero would leave the mask to chance: it gets the smallest code instead.
+    wide = group or linear.weight.shape[1]
+    step = linear.weight_scale.data.repeat_interleave(wide, 1)
+    small = (linear.weight.data != 0) & (linear.weight.data.abs() < step * 0.75)
+    linear.weight.data = torch.where(small, step, linear.weight.data)
+    expected = fake_quantize(linear.weight.data, linear.weight_scale.data, None, args)
+    compressor = ModelCompressor.from_pretrained_model(model, quantization_format="marlin-24")
+    packed = BaseCompressor.load_from_registry("marlin-24").compress(
+        dict(model.state_dict()), {name: linear.quantization_scheme}
+    )
+    path = f"ct-marlin-24/w{bits}-{f'g{group}' if group else 'channel'}-f16"
+    where = corpus.folder(path)
+    (where / "config.json").write_text("{}")
+    compressor.update_config(str(where))
+    save_file({key: part.contiguous() for key, part in packed.items()}, where / "model.safetensors", metadata={"format": "pt"})
+    save_file({f"{name}.weight": expected.contiguous()}, where / "expected.safetensors")
+    corpus.case(path, library="compressed-tensors", version=VERSION, scheme="ct-marlin-24", bits=bits, group=group,
+                how="fake_quantize of the weight that was then packed: the library has no decompressor for this format",
+                writer="Marlin24Compressor.compress, ModelCompressor.update_config, safetensors.torch.save_file",
+                notes="2:4 sparse, tiled for a kernel")
+
+
 if __name__ == "__main__":
     if MINOR >= 18:
         packed("ct-pack-dense", [2, 3, 4, 5, 6, 7, 8])
@@ -347,12 +421,18 @@ if __name__ == "__main__":
     elif MINOR >= 15:
         packed("ct-pack-word", [2, 3, 4, 5, 6, 7, 8])
         for bits in (3, 4, 8):
-            make(
-                f"ct-pack-word/w{bits}-g32-actorder",
-                "ct-pack-word",
-                ints(bits, 32, True, actorder="group"),
-                PAIR,
-                form="pack-quantized",
-                notes="weight_g_idx names the group of each input",
-            )
+            make(f"ct-pack-word/w{bits}-g32-actorder", "ct-pack-word", ints(bits, 32, True, actorder="group"),
+                 PAIR, form="pack-quantized", notes="weight_g_idx names the group of each input")
+    else:
+        for bits in (3, 4, 5):
+            make(f"ct-pack-word/v0.12-w{bits}-g32-sym-f16", "ct-pack-word", ints(bits, 32, True), PAIR, dtype=F16,
+                 form="pack-quantized")
+        make("ct-pack-word/v0.12-w3-g32-actorder-f16", "ct-pack-word", ints(3, 32, True, actorder="group"), PAIR,
+             dtype=F16, form="pack-quantized", notes="weight_g_idx names the group of each input")
+        for form in ("sparse-bitmask", "sparse-24-bitmask"):
+            for dtype, name in ((BF16, "bf16"), (F16, "f16")):
+                sparse(form, dtype, name)
+        marlin(4, 0)
+        marlin(4, 128)
+        marlin(8, 0)
     corpus.finish()

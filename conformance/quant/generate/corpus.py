@@ -1,7 +1,7 @@
 """Where the generators of this folder put what the libraries write, and the list that names it.
 
-A generator calls `case(...)` once for each small checkpoint and `finish()` at its end, which rewrites
-`cases.json` (the list) and `SHA256SUMS` (one hash a file) and leaves other generators' entries alone.
+A generator calls `case(...)` once for each small checkpoint and `finish()` at its end, which writes
+`cases.json` (the list) and `SHA256SUMS` (a hash a file) anew and leaves other generators' entries.
 Nothing here knows what a quantised byte means: that is the libraries' part.
 """
 
