@@ -3,7 +3,8 @@
 Each rank is a process of its own; both begin together, and the slower one counts. Sides take turns:
 *blocks* is what the cost model chooses for a disk, *runs* reads each row's part for itself through
 the same engine, *pread* does so with one call a run from one thread, and *get_slice* is what
-loaders do that slice with the reference. *Cold*: the file was dropped from the page cache.
+loaders do that slice with the reference. *Limit* is no way to load: each rank reads its part of the
+file's bytes from the disk, once, and keeps none. *Cold*: the file was dropped from the page cache.
 
     python -m bench plan --size 1 --rounds 5
     python -m bench.plan SIDE FILE RANK        a rank, as the command above starts it
@@ -11,7 +12,10 @@ loaders do that slice with the reference. *Cold*: the file was dropped from the 
 
 from __future__ import annotations
 
+import concurrent.futures
+import itertools
 import json
+import mmap
 import os
 import statistics
 import subprocess
@@ -24,6 +28,10 @@ from .measure import ROOT, evict, warm
 
 RANKS = 2
 SIDES = ("blocks", "runs", "pread", "get_slice")
+#: What is measured: all sides in both states, and what the disk allows.
+WAYS = [("cold", "limit"), *itertools.product(("cold", "warm"), SIDES)]
+#: Bytes of a read of the limit.
+BLOCK = 8 << 20
 #: Rows and columns of a matrix of 64 MiB in bf16: a rank's part of a row is 8 KiB.
 ROWS, COLUMNS = 4096, 8192
 
@@ -96,6 +104,26 @@ def by_slices(path: Path, rank: int) -> dict[str, Any]:
     return {"seconds": seconds, "how": "get_slice", "sum": checksum(loaded)}
 
 
+def by_limit(path: Path, rank: int) -> dict[str, Any]:
+    """What bounds every way that has all of the file from the disk: this rank reads its part of the
+    bytes past the page cache, in large blocks by four threads, and keeps none.
+    """
+    size = path.stat().st_size
+    begin, end = (BLOCK * (-(-size // BLOCK) * n // RANKS) for n in (rank, rank + 1))
+    file = os.open(path, os.O_RDONLY | os.O_DIRECT)
+
+    def read(offset: int) -> int:
+        with mmap.mmap(-1, BLOCK) as memory, memoryview(memory) as view:
+            return os.preadv(file, [view], offset)
+
+    start = time.perf_counter()
+    with concurrent.futures.ThreadPoolExecutor(4) as threads:
+        count = sum(threads.map(read, range(begin, end, BLOCK)))
+    seconds = time.perf_counter() - start
+    os.close(file)
+    return {"seconds": seconds, "needed": count, "read": count, "how": "direct", "sum": 0}
+
+
 def checksum(loaded: dict[str, Any]) -> int:
     import torch
 
@@ -109,7 +137,7 @@ def worker(side: str, path: Path, rank: int) -> None:
 
     print("ready", flush=True)
     sys.stdin.readline()
-    plain = {"get_slice": by_slices, "pread": by_pread}.get(side)
+    plain = {"get_slice": by_slices, "pread": by_pread, "limit": by_limit}.get(side)
     found = by_plan(path, rank, side) if plain is None else plain(path, rank)
     print(json.dumps(found), flush=True)
 
@@ -145,21 +173,20 @@ def run(folder: Path, rounds: int, size: int, limit: float) -> dict[str, Any]:
     for number in range(rounds):
         if number and time.monotonic() - began > limit:
             break
-        for state in ("cold", "warm"):
-            for side in SIDES:
-                (evict if state == "cold" else warm)(path)
-                found = both(side, path)
+        for state, side in WAYS:
+            (evict if state == "cold" else warm)(path)
+            found = both(side, path)
+            if side != "limit":
                 sums.add(sum(one["sum"] for one in found))
-                slowest = max(one["seconds"] for one in found)
-                samples.append({"state": state, "side": side, "seconds": slowest, "ranks": found})
-                print(f"{state} {side}: {slowest:.3f} s", flush=True)
+            slowest = max(one["seconds"] for one in found)
+            samples.append({"state": state, "side": side, "seconds": slowest, "ranks": found})
+            print(f"{state} {side}: {slowest:.3f} s", flush=True)
     assert len(sums) == 1, "the sides loaded different tensors"
     medians = {
         f"{state} {side}": statistics.median(
             one["seconds"] for one in samples if (one["state"], one["side"]) == (state, side)
         )
-        for state in ("cold", "warm")
-        for side in SIDES
+        for state, side in WAYS
     }
     for name, seconds in medians.items():
         print(f"{name:>16}: {seconds:.3f} s", flush=True)
