@@ -37,7 +37,7 @@ def write(path: str, parts: dict, expected: dict, config: BitsAndBytesConfig, **
 
 
 def four(kind: str, dtype: torch.dtype, name: str, *, nested: bool = False, block: int = 64, storage: torch.dtype = torch.uint8,
-         shapes: tuple = ((64, 128), (40, 96)), extra: str = "", notes: str = "") -> None:
+         shapes: tuple = ((32, 128), (24, 96)), extra: str = "", notes: str = "") -> None:
     torch.manual_seed(17)
     parts, expected = {"norm": torch.ones(8, dtype=dtype)}, {}
     for path, (rows, columns) in zip(NAMES, shapes, strict=False):
@@ -58,7 +58,7 @@ def four(kind: str, dtype: torch.dtype, name: str, *, nested: bool = False, bloc
 def eight(dtype: torch.dtype, name: str) -> None:
     torch.manual_seed(18)
     parts, expected = {"norm": torch.ones(8, dtype=dtype)}, {}
-    for path, (rows, columns) in zip(NAMES, ((64, 128), (40, 100)), strict=True):
+    for path, (rows, columns) in zip(NAMES, ((32, 128), (24, 100)), strict=True):
         layer = bnb.nn.Linear8bitLt(columns, rows, bias=False, has_fp16_weights=False)
         layer.weight = bnb.nn.Int8Params(weights(rows, columns, dtype), requires_grad=False, has_fp16_weights=False)
         layer.to("cpu")
@@ -76,7 +76,7 @@ if __name__ == "__main__":
         for dtype, name in ((BF16, "bf16"), (F16, "f16"), (F32, "f32")):
             four(kind, dtype, name)
         four(kind, BF16, "bf16", nested=True, notes="absmax is itself quantised")
-        four(kind, F16, "f16", nested=True, shapes=((256, 128), (40, 96)), notes="absmax is itself quantised, in two blocks")
+        four(kind, F16, "f16", nested=True, shapes=((160, 128), (24, 96)), notes="absmax is itself quantised, in two blocks")
     four("nf4", BF16, "bf16", block=128)
     four("nf4", BF16, "bf16", block=256, nested=True, shapes=((64, 128), (24, 96)), notes="the last block is not full")
     four("nf4", BF16, "bf16", storage=BF16, extra="-stored-bf16", notes="the codes lie in a BF16 tensor: the same bytes")

@@ -171,7 +171,7 @@ def ints(bits: int, group: int, symmetric: bool, **more: object) -> dict:
     )
 
 
-PAIR = [(64, 128), (40, 128)]
+PAIR = [(32, 128), (40, 128)]
 RAGGED = [(24, 100), (40, 72)]
 
 
