@@ -192,6 +192,11 @@ def packed(scheme: str, bits_of: list[int]) -> None:
             form="pack-quantized",
             notes="40 rows: the packed zero points of a column end inside a word at some widths",
         )
+    if scheme == "ct-pack-word":
+        # At 4 bits, words and dense packing are the same bytes.
+        make(f"{scheme}/w3-channel-sym-bf16", scheme, ints(3, 0, True), RAGGED, form="pack-quantized",
+             notes="rows end inside a word")
+        return
     make(
         f"{scheme}/w4-g128-sym-f16",
         scheme,
@@ -286,20 +291,20 @@ def floats() -> None:
     )
     block = dict(eight, strategy="block", block_structure=[128, 128])
     make(
-        f"{scheme}/fp8-block-192x256-bf16",
+        f"{scheme}/fp8-block-136x192-bf16",
         scheme,
         block,
-        [(192, 256)],
+        [(136, 192)],
         inputs=token,
-        notes="the second block of rows has 64 rows",
+        notes="the second block of rows has 8 rows, the second of columns 64 columns",
     )
     make(
-        f"{scheme}/fp8-block-320x200-bf16",
+        f"{scheme}/fp8-block-144x136-bf16",
         scheme,
         block,
-        [(320, 200)],
+        [(144, 136)],
         inputs=token,
-        notes="the last block of rows has 64 rows, the last block of columns has 72",
+        notes="the last block of rows has 16 rows, the last block of columns has 8",
     )
     make(
         f"{scheme}/fp8-block-16x32-bf16",
@@ -419,7 +424,7 @@ if __name__ == "__main__":
         floats()
         micro()
     elif MINOR >= 15:
-        packed("ct-pack-word", [2, 3, 4, 5, 6, 7, 8])
+        packed("ct-pack-word", [3, 4, 5, 6, 7])
         for bits in (3, 4, 8):
             make(f"ct-pack-word/w{bits}-g32-actorder", "ct-pack-word", ints(bits, 32, True, actorder="group"),
                  PAIR, form="pack-quantized", notes="weight_g_idx names the group of each input")

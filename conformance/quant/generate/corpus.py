@@ -88,14 +88,15 @@ def finish() -> None:
     """Writes the list and the hashes anew."""
     old = json.loads(LIST.read_text())["cases"] if LIST.exists() else []
     rows = {row["path"]: row for row in old if (ROOT / row["path"]).is_dir()} | _made
-    text = json.dumps({"v": 1, "cases": [rows[key] for key in sorted(rows)]}, indent=1)
-    LIST.write_text(text + "\n")
-    lines = []
+    # One case, one line.
+    lines = ",\n".join(json.dumps(rows[key]) for key in sorted(rows))
+    LIST.write_text(f'{{"v": 1, "cases": [\n{lines}\n]}}\n')
+    sums = []
     for file in sorted(ROOT.rglob("*")):
         inside = file.relative_to(ROOT)
         if file.is_file() and len(inside.parts) > 1 and inside.parts[0] not in ELSEWHERE:
             digest = hashlib.sha256(file.read_bytes()).hexdigest()
-            lines.append(f"{digest}  {inside.as_posix()}\n")
-    SUMS.write_text("".join(lines))
+            sums.append(f"{digest}  {inside.as_posix()}\n")
+    SUMS.write_text("".join(sums))
     total = sum(f.stat().st_size for f in ROOT.rglob("*") if f.is_file())
     print(f"{len(_made)} cases made, {len(rows)} listed, {total} bytes in all")

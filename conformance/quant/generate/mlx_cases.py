@@ -52,9 +52,9 @@ class Model(nn.Module):
 
 def make(bits: int, group: int, mode: str, dtype: mx.Dtype, name: str, *, mixed: bool = False, notes: str = "") -> None:
     mx.random.seed(23)
-    shapes = [(32, 128), (40, 256 if group == 128 else 96)]
+    shapes = [(16, 128), (24, 256 if group == 128 else 96)]
     if group == 64:
-        shapes[1] = (40, 64)
+        shapes[1] = (24, 64)
     whole = Model(shapes)
     layer = whole.model.layers[0]
     linears = {"model.layers.0.self_attn.q_proj": layer.self_attn.q_proj, "model.layers.0.mlp.down_proj": layer.mlp.down_proj}

@@ -62,7 +62,7 @@ def write(path: str, state: dict, *, scheme: str, bits: int, group: int | None, 
 
 
 def configured(path: str, config: object, scheme: str, bits: int, group: int | None, *, dtype: torch.dtype = BF16, notes: str = "") -> None:
-    whole = model([(32, 128), (40, 96)], dtype)
+    whole = model([(24, 128), (20, 96)], dtype)
     quantize_(whole, config)
     state = {f"{name}.weight": whole.get_submodule(name).weight.data for name in NAMES}
     kind = type(state[f"{NAMES[0]}.weight"]).__name__
@@ -103,7 +103,7 @@ if __name__ == "__main__":
     configured("torchao-intx/int4-channel-f16", IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerAxis(0)), "torchao-intx", 4, 0, dtype=F16)
     configured("torchao-float8/weight-only-row", Float8WeightOnlyConfig(), "torchao-float8", 8, 0)
 
-    even, ragged = [(128, 64)], [(32, 128), (136, 96)]
+    even, ragged = [(128, 64)], [(32, 128), (136, 64)]
     swizzle = "block scales in tiles of 128 rows and 4 columns"
     micro("torchao-nvfp4/swizzled", nv(True, True), "torchao-nvfp4", 4, 16, even, swizzle)
     micro("torchao-nvfp4/swizzled-padded", nv(True, True), "torchao-nvfp4", 4, 16, ragged, swizzle + ", padded to whole tiles")
