@@ -272,6 +272,25 @@ fn colours_and_bars_are_for_terminals() {
     assert!(!acts_on_terminals(&ran.out));
 }
 
+/// Waits until a child catches SIGINT and SIGTERM: before that, they end it as they end anything.
+fn until_it_listens(child: u32) {
+    let both = 1_u64 << (2 - 1) | 1 << (15 - 1);
+    let start = Instant::now();
+    loop {
+        let status = std::fs::read_to_string(format!("/proc/{child}/status")).unwrap();
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+        let caught = u64::from_str_radix(caught.unwrap().trim(), 16).unwrap();
+        if caught & both == both {
+            return;
+        }
+        assert!(
+            start.elapsed() < Duration::from_secs(60),
+            "it never listens"
+        );
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 #[test]
 fn an_interrupted_copy_leaves_nothing() {
     let folder = tempfile::tempdir().unwrap();
@@ -295,7 +314,8 @@ fn an_interrupted_copy_leaves_nothing() {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        std::thread::sleep(Duration::from_millis(400));
+        until_it_listens(child.id());
+        std::thread::sleep(Duration::from_millis(100));
         let sent = Command::new("kill")
             .args([&format!("-{signal}"), &child.id().to_string()])
             .status();

@@ -2,7 +2,7 @@
 
 use std::any::Any;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -192,17 +192,21 @@ fn who_came_first_is_served_first() {
     thread::scope(|scope| {
         // A failure gives them back, so that nobody waits for ever.
         let mut held = held;
-        scope.spawn(|| {
-            let slots = lend(&pool, &device, 1000, 4, 4);
-            served.lock().unwrap().push("all");
-            drop(slots);
-        });
-        thread::sleep(Duration::from_millis(50));
-        scope.spawn(|| {
-            let _slot = lend(&pool, &device, 1000, 1, 1);
-            served.lock().unwrap().push("one");
-        });
-        thread::sleep(Duration::from_millis(50));
+        for (name, count) in [("all", 4), ("one", 1)] {
+            let (waits, waiting) = mpsc::channel();
+            let (served, pool, device) = (&served, &pool, &device);
+            scope.spawn(move || {
+                // Who is asked whether to give up has a place in the line.
+                let asked = || {
+                    let _ = waits.send(());
+                    false
+                };
+                let slots = pool.lend(device, 1000, count, count, &asked).unwrap();
+                served.lock().unwrap().push(name);
+                drop(slots);
+            });
+            waiting.recv().unwrap();
+        }
         // One is free now; it is for who came first. Who would not wait gets none.
         drop(held.pop());
         thread::sleep(Duration::from_millis(50));
@@ -213,6 +217,9 @@ fn who_came_first_is_served_first() {
     assert_eq!(*served.lock().unwrap(), ["all", "one"]);
 }
 
+/// How long the pool keeps what nobody has.
+const LINGER: Duration = Duration::from_secs(5);
+
 #[test]
 fn idle_slots_are_freed_a_moment_after_the_last_came_back() {
     let (host, pool) = (Arc::default(), Pool::new(4000));
@@ -220,33 +227,34 @@ fn idle_slots_are_freed_a_moment_after_the_last_came_back() {
     let live = || host.live.load(Ordering::SeqCst);
     let mut slots = lend(&pool, &device, 1000, 2, 2);
     drop(slots.pop());
-    thread::sleep(Duration::from_millis(1200));
+    thread::sleep(LINGER + Duration::from_millis(200));
     assert_eq!(live(), 2000, "one is still lent: more may be wanted");
     drop(slots);
     let idle = Instant::now();
     // The next who comes soon has the same ones.
     thread::sleep(Duration::from_millis(300));
     drop(lend(&pool, &device, 1000, 2, 2));
-    assert_eq!((live(), host.made.load(Ordering::SeqCst)), (2000, 2));
+    let found = (live(), host.made.load(Ordering::SeqCst));
+    // On a machine so busy that it was not soon, there may be new ones.
+    if idle.elapsed() < LINGER {
+        assert_eq!(found, (2000, 2));
+    }
     while live() > 0 {
-        assert!(idle.elapsed() < Duration::from_secs(10), "never freed");
+        assert!(idle.elapsed() < 20 * LINGER, "never freed");
         thread::sleep(Duration::from_millis(10));
     }
     assert!(
-        idle.elapsed() >= Duration::from_millis(1250),
+        idle.elapsed() >= LINGER + Duration::from_millis(300),
         "freed too early"
     );
     while pool.bytes().0 > 0 {
-        assert!(
-            idle.elapsed() < Duration::from_secs(10),
-            "never counted out"
-        );
+        assert!(idle.elapsed() < 20 * LINGER, "never counted out");
     }
     // And so again.
     drop(lend(&pool, &device, 1000, 1, 1));
     let idle = Instant::now();
     while live() > 0 {
-        assert!(idle.elapsed() < Duration::from_secs(10), "never freed");
+        assert!(idle.elapsed() < 20 * LINGER, "never freed");
         thread::sleep(Duration::from_millis(10));
     }
 }
