@@ -8,5 +8,13 @@
 //! - a fast path gives the bits that the interpreter gives.
 
 mod arch;
+pub mod descriptor;
+mod error;
 pub mod ggml;
+pub mod interpret;
+pub mod layout;
 pub mod numbers;
+pub mod scheme;
+mod schemes;
+
+pub use error::{Error, Reason};
