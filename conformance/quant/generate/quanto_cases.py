@@ -21,7 +21,7 @@ NAMES = ["model.layers.0.self_attn.q_proj", "model.layers.0.mlp.down_proj"]
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 
 
-def make(kind: str, bits: int, dtype: torch.dtype, name: str, *, shapes: tuple = ((32, 128), (16, 128)), notes: str = "") -> None:
+def make(kind: str, bits: int, dtype: torch.dtype, name: str, *, shapes: tuple = ((32, 128), (16, 256)), notes: str = "") -> None:
     torch.manual_seed(43)
     whole = torch.nn.Module()
     for path, (rows, columns) in zip(NAMES, shapes, strict=True):
@@ -49,10 +49,10 @@ def make(kind: str, bits: int, dtype: torch.dtype, name: str, *, shapes: tuple =
     save_file(expected, where / "expected.safetensors")
     # The map is all that the library writes: the group, the axis and the shape are in no file.
     (where / "quanto_qmap.json").write_text(json.dumps(quanto.quantization_map(whole), indent=4))
-    groups = {getattr(tensor, "_group_size", None) for tensor in tensors.values()}
+    groups = {f"{path}.weight": getattr(tensor, "_group_size", None) or 0 for path, tensor in tensors.items()}
     corpus.case(case, library="optimum-quanto", version=version("optimum-quanto"), scheme="quanto", bits=bits,
-                group=groups.pop() or 0, how=f"{type(tensors[NAMES[0]]).__name__}.dequantize",
-                writer="quantize, freeze, state_dict, quantization_map", notes=notes, axis=0)
+                group=max(groups.values()), how=f"{type(tensors[NAMES[0]]).__name__}.dequantize",
+                writer="quantize, freeze, state_dict, quantization_map", notes=notes, axis=0, groups=groups)
 
 
 if __name__ == "__main__":
