@@ -20,7 +20,7 @@ const MX_PARTS: &[PartRow] = &[
 ];
 const NV_PARTS: &[PartRow] = &[
     required(Role::Codes, &["weight", "weight_packed"]),
-    required(Role::Scale, &["weight_scale"]),
+    required(Role::Scale, &["weight_scale", "scales"]),
     optional(
         Role::GlobalScale,
         &["weight_scale_2", "weight_global_scale"],
