@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[3] / "conformance" / "quant"
 # Rooms with lists and tests of their own.
 ELSEWHERE = {"generate", "ggml", "map"}
 BESIDE = {"README.md", "SHA256SUMS", "cases.json"}
-LIMIT = 6 << 20
+LIMIT = 6_000_000
 
 CASES: list[dict[str, Any]] = json.loads((ROOT / "cases.json").read_text())["cases"]
 FIELDS = {
