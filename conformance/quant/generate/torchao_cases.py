@@ -56,6 +56,7 @@ def write(path: str, state: dict, *, scheme: str, bits: int, group: int | None, 
     parts, metadata = flatten_tensor_state_dict(state)
     where = corpus.folder(path)
     save_file({k: v.contiguous() for k, v in parts.items()}, where / "model.safetensors", metadata=metadata)
+    corpus.steady(where / "model.safetensors")
     save_file(expected, where / "expected.safetensors")
     corpus.case(path, library="torchao", version=torchao.__version__, scheme=scheme, bits=bits, group=group, how=how,
                 writer=writer, notes=notes)
