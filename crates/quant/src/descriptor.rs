@@ -164,6 +164,8 @@ pub enum Rule {
     ProductThenAdd,
     /// `rnd(rnd(q · s) − z)`: quanto.
     ProductThenSubtract,
+    /// `rnd((q − rint(−z / s)) · s)`: AWQ's fast form stores `−s · z`, rounded, from which the integer comes back.
+    RecoveredZero,
     /// `rnd(q · s · factor)`, the product with the factor taken last.
     ProductTimes(f32),
 }

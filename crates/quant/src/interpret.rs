@@ -239,6 +239,9 @@ impl<'a> Machine<'a> {
             Rule::RoundedDifference => round(scaled(round(value - zero))),
             Rule::ProductThenAdd => round(round(scaled(value)) + zero),
             Rule::ProductThenSubtract => round(round(scaled(value)) - zero),
+            // A scale of zero makes all values zero, whatever its zero point was.
+            Rule::RecoveredZero if scale == 0.0 => 0.0,
+            Rule::RecoveredZero => round(scaled(value - (-zero / scale).round_ties_even())),
             Rule::ProductTimes(factor) => round(scaled(value - zero) * factor),
         }
     }

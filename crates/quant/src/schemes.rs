@@ -1,9 +1,11 @@
 //! One file a scheme. What they share of layouts is here.
 
 mod awq;
+mod bitnet;
 mod bitsandbytes;
 mod compressed_tensors;
 mod fp8;
+mod gemma;
 mod gptq;
 mod marlin;
 mod micro;
@@ -21,6 +23,7 @@ pub(crate) static TABLE: &[&Scheme] = &[
     &gptq::PLANAR,
     &awq::GEMM,
     &awq::GEMV,
+    &awq::GEMV_FAST,
     &marlin::ROW,
     &compressed_tensors::PACK_DENSE,
     &compressed_tensors::PACK_WORD,
@@ -36,6 +39,8 @@ pub(crate) static TABLE: &[&Scheme] = &[
     &mlx::AFFINE,
     &bitsandbytes::FOUR_BIT,
     &bitsandbytes::EIGHT_BIT,
+    &bitnet::ROW,
+    &gemma::ROW,
 ];
 
 pub(crate) const fn required(role: Role, suffixes: &'static [&'static str]) -> PartRow {

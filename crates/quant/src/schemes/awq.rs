@@ -37,6 +37,14 @@ pub(crate) const GEMV: Scheme = Scheme {
     ..GEMM
 };
 
+/// Rows of outputs, interleaved by four.
+pub(crate) const GEMV_FAST: Scheme = Scheme {
+    name: "awq-gemv-fast",
+    title: "AWQ, 4 bits, four outputs interleaved, zero points in values",
+    expand: gemv_fast,
+    ..GEMM
+};
+
 /// Columns in words of eight: column bit 0 is field bit 2, bit 1 is field bit 0, bit 2 is field bit 1.
 fn interleaved(words: u64) -> Vec<Digit> {
     vec![
@@ -147,6 +155,75 @@ fn gemv(params: &Params, parts: &Parts) -> Result<Descriptor, Error> {
         zero: Some(Zero::Field(zero)),
         group_index: None,
         rule: Rule::Product,
+        dtype: dtype_of(params, scales)?,
+    })
+}
+
+fn gemv_fast(params: &Params, parts: &Parts) -> Result<Descriptor, Error> {
+    four_bits(params)?;
+    let (codes, [fours, inner]) = typed::<2>(parts, Role::Codes, &[Dtype::I16])?;
+    let (scales, [groups, out]) = typed::<2>(parts, Role::Scale, &[Dtype::F16])?;
+    let (zeros, zero_shape) = typed::<2>(parts, Role::Zero, &[Dtype::F16])?;
+    needs(
+        fours.checked_mul(4) == Some(out)
+            && zero_shape == [groups, out]
+            && inner.is_multiple_of(64),
+        || {
+            format!(
+                "{:?} {:?}, {:?} {:?}, {:?} {:?} don't belong together",
+                codes.name, codes.shape, scales.name, scales.shape, zeros.name, zeros.shape
+            )
+        },
+    )?;
+    // Groups behind the last one are padding.
+    let block = match params.int("group")? {
+        Some(group) if group > 0 => group as u64,
+        found => {
+            return Err(Error::new(
+                Reason::Parameter,
+                format!("group is {found:?}, its columns are needed"),
+            ));
+        }
+    };
+    let plane = Plane::new(
+        4,
+        vec![
+            vec![
+                digit(2, 256),
+                digit(2, 512),
+                digit(fours.max(1), bits(&[inner, 16])),
+            ],
+            vec![
+                digit(2, 16),
+                digit(2, 32),
+                digit(2, 64),
+                digit(2, 4),
+                digit(2, 8),
+                digit(2, 128),
+                digit((inner / 64).max(1), 1024),
+            ],
+        ],
+    );
+    let values = |role| {
+        let down = vec![digit(groups.max(1), bits(&[out, 16]))];
+        field(
+            role,
+            Number::F16,
+            &[1, block],
+            &[out, groups],
+            16,
+            vec![vec![digit(out.max(1), 16)], down],
+        )
+    };
+    Ok(Descriptor {
+        shape: vec![out, inner],
+        view: vec![out, inner],
+        element: Element::Number(Number::Unsigned { offset: 0 }),
+        codes: (Role::Codes, Layout::of(&[out, inner], plane)),
+        scales: vec![times(values(Role::Scale))],
+        zero: Some(Zero::Field(values(Role::Zero))),
+        group_index: None,
+        rule: Rule::RecoveredZero,
         dtype: dtype_of(params, scales)?,
     })
 }

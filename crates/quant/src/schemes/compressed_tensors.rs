@@ -44,9 +44,9 @@ pub(crate) const INT: Scheme = Scheme {
     name: "ct-int",
     title: "compressed-tensors int-quantized, one code a byte",
     parts: &[
-        required(Role::Codes, &["weight"]),
-        required(Role::Scale, &["weight_scale"]),
-        optional(Role::Zero, &["weight_zero_point"]),
+        required(Role::Codes, &["weight", "_weight_qdata"]),
+        required(Role::Scale, &["weight_scale", "_weight_scale"]),
+        optional(Role::Zero, &["weight_zero_point", "_weight_zero_point"]),
         optional(Role::InputScale, &["input_scale"]),
     ],
     params: &["group", "dtype"],

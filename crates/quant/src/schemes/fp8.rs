@@ -19,7 +19,7 @@ const CODES: &[Dtype] = &[
 ];
 const SCALES: &[Dtype] = &[Dtype::F32, Dtype::BF16, Dtype::F16, Dtype::F8_E8M0];
 const PARTS: &[PartRow] = &[
-    required(Role::Codes, &["weight", "qweight"]),
+    required(Role::Codes, &["weight", "qweight", "_weight_qdata"]),
     required(
         Role::Scale,
         &[
@@ -27,6 +27,7 @@ const PARTS: &[PartRow] = &[
             "weight_scale_inv",
             "scale",
             "qscale_weight",
+            "_weight_scale",
             "scale_weight",
         ],
     ),

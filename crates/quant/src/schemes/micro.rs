@@ -12,18 +12,31 @@ use crate::layout::{Layout, digit};
 use crate::scheme::{Params, Part, PartRow, Parts, Scheme, bits_of, needs, part};
 
 const MX_PARTS: &[PartRow] = &[
-    required(Role::Codes, &["weight", "weight_packed", "blocks", "qdata"]),
+    required(
+        Role::Codes,
+        &["weight", "weight_packed", "blocks", "_weight_qdata"],
+    ),
     required(
         Role::Scale,
-        &["weight_scale", "weight_scale_inv", "scale", "scales"],
+        &[
+            "weight_scale",
+            "weight_scale_inv",
+            "scale",
+            "scales",
+            "_weight_scale",
+        ],
     ),
 ];
 const NV_PARTS: &[PartRow] = &[
-    required(Role::Codes, &["weight", "weight_packed"]),
-    required(Role::Scale, &["weight_scale", "scales"]),
+    required(Role::Codes, &["weight", "weight_packed", "_weight_qdata"]),
+    required(Role::Scale, &["weight_scale", "scales", "_weight_scale"]),
     optional(
         Role::GlobalScale,
-        &["weight_scale_2", "weight_global_scale"],
+        &[
+            "weight_scale_2",
+            "weight_global_scale",
+            "_weight_per_tensor_scale",
+        ],
     ),
     optional(Role::InputScale, &["input_scale", "input_global_scale"]),
 ];
