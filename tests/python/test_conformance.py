@@ -83,9 +83,13 @@ def content_digest(path: Path) -> str:
 
 
 def test_the_corpus_is_small() -> None:
-    size = sum(path.stat().st_size for path in ROOT.rglob("*") if path.is_file())
+    files = [path for path in ROOT.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    size = {path: path.stat().st_size for path in files}
+    quantised = sum(size[path] for path in files if path.is_relative_to(ROOT / "quant"))
     assert len(CASES) >= 500
-    assert size < 1_500_000
+    assert sum(size.values()) - quantised < 1_500_000
+    # Checkpoints that other libraries wrote.
+    assert quantised < 7_000_000
 
 
 @pytest.mark.parametrize("script", [["generate.py"], ["run_reference.py", "--check"]])
