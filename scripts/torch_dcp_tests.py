@@ -84,9 +84,7 @@ def run(file: Path, ours: bool) -> dict[str, str]:
         folder = Path(name)
         (folder / "_substitute.py").write_text(SUBSTITUTE, encoding="utf-8")
         copy = folder / file.name
-        copy.write_text(
-            "import _substitute  # noqa\n" + file.read_text(encoding="utf-8"), encoding="utf-8"
-        )
+        copy.write_text("import _substitute\n" + file.read_text(encoding="utf-8"), encoding="utf-8")
         environment = {
             **os.environ,
             "TONNAGE_SUBSTITUTES": str(int(ours)),

@@ -1,6 +1,6 @@
 """Small checkpoints written by MLX and mlx-lm, and what MLX makes of them on a CPU.
 
-    pip install mlx[cpu]==0.32.4 mlx-lm==0.32.2 && python conformance/quant/generate/mlx_cases.py
+pip install mlx[cpu]==0.32.4 mlx-lm==0.32.2 && python conformance/quant/generate/mlx_cases.py
 """
 
 from __future__ import annotations
@@ -50,14 +50,26 @@ class Model(nn.Module):
         self.model = Inner(shapes)
 
 
-def make(bits: int, group: int, mode: str, dtype: mx.Dtype, name: str, *, mixed: bool = False, notes: str = "") -> None:
+def make(
+    bits: int,
+    group: int,
+    mode: str,
+    dtype: mx.Dtype,
+    name: str,
+    *,
+    mixed: bool = False,
+    notes: str = "",
+) -> None:
     mx.random.seed(23)
     shapes = [(16, 128), (24, 256 if group == 128 else 96)]
     if group == 64:
         shapes[1] = (24, 64)
     whole = Model(shapes)
     layer = whole.model.layers[0]
-    linears = {"model.layers.0.self_attn.q_proj": layer.self_attn.q_proj, "model.layers.0.mlp.down_proj": layer.mlp.down_proj}
+    linears = {
+        "model.layers.0.self_attn.q_proj": layer.self_attn.q_proj,
+        "model.layers.0.mlp.down_proj": layer.mlp.down_proj,
+    }
     for linear in linears.values():
         rows, columns = linear.weight.shape
         size = mx.power(2.0, mx.arange(rows) % 5 - 2.0)[:, None]
@@ -65,8 +77,14 @@ def make(bits: int, group: int, mode: str, dtype: mx.Dtype, name: str, *, mixed:
     whole.model.norm.weight = whole.model.norm.weight.astype(dtype)
     choice = None
     if mixed:
-        choice = lambda path, module: ({"group_size": 32, "bits": 8, "mode": "affine"} if "down" in path else "q_proj" in path)  # noqa: E731
-    whole, config = quantize_model(whole, {"model_type": "llama"}, group, bits, mode, quant_predicate=choice)
+
+        def choice(path, module):
+            own = {"group_size": 32, "bits": 8, "mode": "affine"}
+            return own if "down" in path else "q_proj" in path
+
+    whole, config = quantize_model(
+        whole, {"model_type": "llama"}, group, bits, mode, quant_predicate=choice
+    )
     scheme = f"mlx-{mode}"
     path = f"{scheme}/{f'w{bits}-' if mode == 'affine' else ''}g{group}-{name}{'-mixed' if mixed else ''}"
     where = corpus.folder(path)
@@ -75,14 +93,29 @@ def make(bits: int, group: int, mode: str, dtype: mx.Dtype, name: str, *, mixed:
     save_config(config, where / "config.json")
     layer = whole.model.layers[0]
     expected = {}
-    for at, linear in (("self_attn.q_proj", layer.self_attn.q_proj), ("mlp.down_proj", layer.mlp.down_proj)):
+    for at, linear in (
+        ("self_attn.q_proj", layer.self_attn.q_proj),
+        ("mlp.down_proj", layer.mlp.down_proj),
+    ):
         expected[f"model.layers.0.{at}.weight"] = mx.dequantize(
-            linear.weight, linear.scales, linear.get("biases"), group_size=linear.group_size, bits=linear.bits, mode=linear.mode
+            linear.weight,
+            linear.scales,
+            linear.get("biases"),
+            group_size=linear.group_size,
+            bits=linear.bits,
+            mode=linear.mode,
         )
     mx.save_safetensors(str(where / "expected.safetensors"), expected, metadata={"format": "mlx"})
     corpus.case(
-        path, library="mlx", version=f"{version('mlx')} with mlx-lm {version('mlx-lm')}", scheme=scheme, bits=bits, group=group,
-        how="mlx.core.dequantize on a CPU", writer="mlx_lm.utils.quantize_model, save_model, save_config", notes=notes,
+        path,
+        library="mlx",
+        version=f"{version('mlx')} with mlx-lm {version('mlx-lm')}",
+        scheme=scheme,
+        bits=bits,
+        group=group,
+        how="mlx.core.dequantize on a CPU",
+        writer="mlx_lm.utils.quantize_model, save_model, save_config",
+        notes=notes,
     )
 
 
@@ -94,7 +127,15 @@ if __name__ == "__main__":
     make(4, 128, "affine", mx.float16, "f16", notes=twice)
     make(3, 128, "affine", mx.bfloat16, "bf16", notes=twice)
     make(4, 64, "affine", mx.float32, "f32")
-    make(4, 64, "affine", mx.bfloat16, "bf16", mixed=True, notes="one layer has bits and a group of its own; " + twice)
+    make(
+        4,
+        64,
+        "affine",
+        mx.bfloat16,
+        "bf16",
+        mixed=True,
+        notes="one layer has bits and a group of its own; " + twice,
+    )
     make(4, 32, "mxfp4", mx.bfloat16, "bf16")
     make(8, 32, "mxfp8", mx.bfloat16, "bf16")
     make(4, 16, "nvfp4", mx.bfloat16, "bf16")

@@ -39,6 +39,8 @@ pub fn with_driver(command: &mut Command, home: &Path, driver: &str) {
         .env("LD_LIBRARY_PATH", home.join("lib"))
         .env("VK_DRIVER_FILES", home.join(format!("{driver}.json")))
         .env("VK_LAYER_PATH", home.join("layers"))
+        // A heap for each thread takes 64 MiB of addresses and more, which tests with a limit of addresses count.
+        .env("MALLOC_ARENA_MAX", "1")
         // Mesa's own layer asks a display for its favourite card.
         .env("NODEVICE_SELECT", "1");
 }
