@@ -12,9 +12,9 @@ mod micro;
 mod mlx;
 
 use crate::descriptor::{Bias, Field, Number, Op, Role, Scale};
-use crate::error::Error;
+use crate::error::{Error, Reason};
 use crate::layout::{Digit, Layout, Plane, digit};
-use crate::scheme::{Part, PartRow, Scheme, count, number};
+use crate::scheme::{Params, Part, PartRow, Parts, Scheme, count, needs, number};
 
 /// The rows, by family.
 pub(crate) static TABLE: &[&Scheme] = &[
@@ -101,13 +101,36 @@ pub(crate) fn plain(part: &Part, role: Role, block: &[u64], shape: &[u64]) -> Re
 
 /// One number for the whole tensor, of `axes` axes.
 pub(crate) fn single(part: &Part, role: Role, axes: usize) -> Result<Field, Error> {
-    crate::scheme::needs(count(part)? == 1, || {
+    needs(count(part)? == 1, || {
         format!(
             "{:?} has shape {:?}, one number is needed",
             part.name, part.shape
         )
     })?;
     plain(part, role, &vec![0; axes], &vec![1; axes])
+}
+
+/// The columns of a group, checked against how many groups there are; 0 for all of them. Where an index says the group of
+/// each column, fields are by group.
+pub(crate) fn group(params: &Params, parts: &Parts, inner: u64, groups: u64) -> Result<u64, Error> {
+    if parts.contains_key(&Role::GroupIndex) {
+        return Ok(1);
+    }
+    let block = match params.int("group")? {
+        Some(group) if group > 0 => group as u64,
+        None | Some(-1) if groups == 1 => return Ok(0),
+        None if groups > 0 && inner.is_multiple_of(groups) => inner / groups,
+        found => {
+            return Err(Error::new(
+                Reason::Parameter,
+                format!("group is {found:?}, with {groups} groups of {inner} columns"),
+            ));
+        }
+    };
+    needs(block > 0 && inner.div_ceil(block) == groups, || {
+        format!("{inner} columns in groups of {block} are not {groups} groups")
+    })?;
+    Ok(block)
 }
 
 /// What values are multiplied by.

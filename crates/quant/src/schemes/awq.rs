@@ -6,7 +6,7 @@
 
 use tonnage_format::Dtype;
 
-use super::{bits, field, required, times};
+use super::{bits, field, group, required, times};
 use crate::descriptor::{Descriptor, Element, Number, Role, Rule, Zero};
 use crate::error::{Error, Reason};
 use crate::layout::{Digit, Layout, Plane, digit};
@@ -69,7 +69,7 @@ fn gemm(params: &Params, parts: &Parts) -> Result<Descriptor, Error> {
             )
         },
     )?;
-    let block = group(params, inner, groups)?;
+    let block = group(params, parts, inner, groups)?;
     let size = scales.dtype.bitsize() as u64;
     let row = bits(&[words, 32]);
     let blocks = [out, groups];
@@ -233,23 +233,4 @@ fn four_bits(params: &Params) -> Result<(), Error> {
         None | Some(4) => Ok(()),
         Some(_) => params.one_of("bits", &[4]).map(|_| ()),
     }
-}
-
-/// The columns of a group, checked against the number of groups.
-pub(super) fn group(params: &Params, inner: u64, groups: u64) -> Result<u64, Error> {
-    let block = match params.int("group")? {
-        Some(group) if group > 0 => group as u64,
-        None | Some(-1) if groups == 1 => inner,
-        None if groups > 0 && inner.is_multiple_of(groups) => inner / groups,
-        found => {
-            return Err(Error::new(
-                Reason::Parameter,
-                format!("group is {found:?}, with {groups} groups of {inner} columns"),
-            ));
-        }
-    };
-    needs(inner.div_ceil(block.max(1)) == groups, || {
-        format!("{inner} columns in groups of {block} are not {groups} groups")
-    })?;
-    Ok(block)
 }

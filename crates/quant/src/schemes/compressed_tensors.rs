@@ -6,7 +6,7 @@
 
 use tonnage_format::Dtype;
 
-use super::{bits, in_words, optional, plain, required, times};
+use super::{bits, group, in_words, optional, plain, required, times};
 use crate::descriptor::{Descriptor, Element, Field, Number, Role, Rule, Zero};
 use crate::error::{Error, Reason};
 use crate::layout::{Layout, Plane, Stream, digit};
@@ -210,23 +210,7 @@ fn scales(
             ));
         }
     };
-    let grouped = parts.contains_key(&Role::GroupIndex);
-    let block = match params.int("group")? {
-        _ if grouped => 1,
-        _ if groups == 1 => 0,
-        Some(group) if group > 0 => group as u64,
-        None if groups > 0 && inner.is_multiple_of(groups) => inner / groups,
-        found => {
-            return Err(Error::new(
-                Reason::Parameter,
-                format!("group is {found:?}, with {groups} groups of {inner} columns"),
-            ));
-        }
-    };
-    needs(
-        grouped || block == 0 || inner.div_ceil(block) == groups,
-        || format!("{inner} columns in groups of {block} are not {groups} groups"),
-    )?;
+    let block = group(params, parts, inner, groups)?;
     let block = [u64::from(rows > 1 || out == 1), block];
     let field = plain(part, Role::Scale, &block, &[rows, groups])?;
     Ok((times(field), block, groups))

@@ -6,7 +6,7 @@
 
 use tonnage_format::Dtype;
 
-use super::{bits, field, optional, required, times};
+use super::{bits, field, group, optional, required, times};
 use crate::descriptor::{Bias, Descriptor, Element, Field, Number, Role, Rule, Zero};
 use crate::error::{Error, Reason};
 use crate::layout::{Digit, Layout, Plane, Stream, digit};
@@ -131,22 +131,7 @@ fn expand(params: &Params, parts: &Parts, bias: Bias, planar: bool) -> Result<De
         },
     )?;
     let grouped = parts.contains_key(&Role::GroupIndex);
-    let block = match params.int("group")? {
-        _ if grouped => 1,
-        None if inner.is_multiple_of(groups) => inner / groups,
-        None | Some(-1) if groups == 1 => 0,
-        Some(group) if group > 0 => group as u64,
-        found => {
-            return Err(Error::new(
-                Reason::Parameter,
-                format!("group is {found:?}, with {groups} groups of {inner} columns"),
-            ));
-        }
-    };
-    needs(
-        grouped || block == 0 || inner.div_ceil(block) == groups,
-        || format!("{inner} columns in groups of {block} are not {groups} groups"),
-    )?;
+    let block = group(params, parts, inner, groups)?;
     let shape = [out, inner];
     let row = bits(&[out, 32]);
     let layout = if planar {

@@ -5,8 +5,7 @@
 
 use tonnage_format::Dtype;
 
-use super::awq::group;
-use super::{bits, field, required, times};
+use super::{bits, field, group, required, times};
 use crate::descriptor::{Descriptor, Element, Number, Role, Rule};
 use crate::error::Error;
 use crate::layout::{Layout, Plane, digit};
@@ -38,7 +37,7 @@ fn expand(params: &Params, parts: &Parts) -> Result<Descriptor, Error> {
         },
     )?;
     let inner = tiles.saturating_mul(16);
-    let block = group(params, inner, groups)?;
+    let block = group(params, parts, inner, groups)?;
     let plane = Plane::new(
         4,
         vec![
