@@ -13,6 +13,7 @@ mod error;
 pub mod ggml;
 pub mod interpret;
 pub mod layout;
+pub mod map;
 pub mod numbers;
 pub mod scheme;
 mod schemes;
