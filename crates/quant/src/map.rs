@@ -34,6 +34,8 @@ pub struct QTensor {
     pub meaning: Meaning,
     /// The parts, by what they are for.
     pub parts: Parts,
+    /// Parts beyond them that belong to the tensor and go where it goes: a library's own scalars, an opaque family's tables.
+    pub extras: Vec<Part>,
     /// The logical shape; empty where it is not known (opaque families).
     pub shape: Vec<u64>,
     /// The dtype of its values.
@@ -116,6 +118,8 @@ pub struct QuantMap {
     owners: BTreeMap<String, String>,
     /// Fields with several possible readings.
     pub ambiguities: Vec<Ambiguity>,
+    /// Tensors that look like a scheme's and do not fit it: they stay plain.
+    pub refused: Vec<Error>,
     /// What was seen and not followed: an unknown version of `quant.map`, a configuration that can't be read.
     pub warnings: Vec<String>,
 }
@@ -160,6 +164,7 @@ impl QTensor {
             name: name.to_owned(),
             meaning: Meaning::Preset(scheme, params),
             parts,
+            extras: Vec::new(),
             shape: descriptor.view,
             dtype: descriptor.dtype,
             rowperm: None,
@@ -195,6 +200,7 @@ impl QTensor {
             name: name.to_owned(),
             meaning: Meaning::Ggml(ty),
             parts: Parts::from([(Role::Codes, part)]),
+            extras: Vec::new(),
             shape,
             dtype: Float::F32,
             rowperm: None,
@@ -208,6 +214,7 @@ impl QTensor {
             name: name.to_owned(),
             meaning: Meaning::Opaque(family.to_owned()),
             parts,
+            extras: Vec::new(),
             shape: Vec::new(),
             dtype: Float::F32,
             rowperm: None,
@@ -235,6 +242,11 @@ impl QTensor {
         scheme
             .describe(&params, &self.parts)
             .map_err(|e| e.of(&self.name))
+    }
+
+    /// All tensors of the checkpoint that belong to it.
+    pub fn all_parts(&self) -> impl Iterator<Item = &Part> {
+        self.parts.values().chain(&self.extras)
     }
 
     /// What it is called in `quant.map`: `gptq@1`, `ggml/Q4_K@1`, `opaque/exl3`.
@@ -268,12 +280,12 @@ impl QuantMap {
         if self.tensors.contains_key(&tensor.name) {
             return refuse("two quantised tensors have this name".to_owned());
         }
-        for part in tensor.parts.values() {
+        for part in tensor.all_parts() {
             if let Some(owner) = self.owners.get(&part.name) {
                 return refuse(format!("the part {:?} is {owner:?}'s", part.name));
             }
         }
-        for part in tensor.parts.values() {
+        for part in tensor.all_parts() {
             self.owners.insert(part.name.clone(), tensor.name.clone());
         }
         self.tensors.insert(tensor.name.clone(), tensor);
