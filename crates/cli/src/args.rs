@@ -37,6 +37,9 @@ pub struct Common {
     /// Read as the reference implementation does, which accepts some files that the specification refuses
     #[arg(long, global = true)]
     pub compat: bool,
+    /// Refuse all that the specification refuses, null metadata too, which some writers make
+    #[arg(long, global = true, conflicts_with = "compat")]
+    pub strict: bool,
     /// Follow symbolic links that lead out of a checkpoint's folder
     #[arg(long, global = true)]
     pub follow_links: bool,

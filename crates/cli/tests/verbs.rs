@@ -468,3 +468,28 @@ fn checksum_adds_prints_and_finds_what_is_wrong() {
     assert_eq!(ran.code, 3, "{}", ran.err);
     assert!(ran.err.contains("CHECKSUM_MISMATCH"), "{}", ran.err);
 }
+
+#[test]
+fn null_metadata_is_taken_for_absent_unless_strict() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("mlx.safetensors");
+    let header = br#"{"__metadata__":null,"a":{"data_offsets":[0,1],"dtype":"U8","shape":[1]}}   "#;
+    let mut file = (header.len() as u64).to_le_bytes().to_vec();
+    file.extend_from_slice(header);
+    file.push(7);
+    std::fs::write(&path, &file).unwrap();
+    let shown = expect(0, &["verify", text(&path)]);
+    assert!(shown.contains("METADATA_NULL"), "{shown}");
+    let refused = run(&["inspect", text(&path), "--strict"]);
+    assert_ne!(refused.code, 0);
+    assert!(
+        refused.err.contains("METADATA_NOT_OBJECT"),
+        "{}",
+        refused.err
+    );
+    // Metadata that is set takes the place of null.
+    expect(0, &["metadata", "set", text(&path), "format=mlx"]);
+    let shown = expect(0, &["verify", text(&path), "--strict"]);
+    assert!(!shown.contains("METADATA_NULL"), "{shown}");
+    assert_eq!(std::fs::read(&path).unwrap().last(), Some(&7));
+}

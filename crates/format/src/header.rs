@@ -337,6 +337,9 @@ impl<B: AsRef<[u8]>> Header<B> {
         if tail.iter().any(|&byte| byte != PAD) {
             found.push(Lint::PaddingNotSpaces);
         }
+        if self.table.metadata_null {
+            found.push(Lint::MetadataNull);
+        }
         crate::lint::header(self.end, &mut found);
         for tensor in self.iter() {
             crate::lint::tensor(&tensor, &mut found);

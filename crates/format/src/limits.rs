@@ -54,8 +54,8 @@ impl Limits {
 
 /// Verdicts of the reference implementation that the specification does not share, each by name.
 ///
-/// [`Quirks::NONE`] is the strict profile (spec 10.1) and the default everywhere;
-/// [`Quirks::REFERENCE`] gives the verdicts of the `safetensors` crate 0.8.0, case by case.
+/// [`Quirks::NONE`] is the strict profile (spec 10.1), [`Quirks::EVERYDAY`] what readers take unless they are
+/// told otherwise; [`Quirks::REFERENCE`] gives the verdicts of the `safetensors` crate 0.8.0, case by case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Quirks(u16);
 
@@ -85,6 +85,8 @@ impl Quirks {
     /// A header of fewer than two bytes is judged as JSON rather than by its length, and keys that
     /// the entry does not know may repeat.
     pub const UNKNOWN_FIELD_REPEATS: Quirks = Quirks(1 << 10);
+    /// The only one that a reader has by default (spec 10.1): MLX writes null where a file has no metadata.
+    pub const EVERYDAY: Quirks = Quirks::METADATA_NULL;
     /// All of them: the reference's verdicts.
     pub const REFERENCE: Quirks = Quirks((1 << 11) - 1);
 
@@ -127,8 +129,9 @@ impl Quirks {
     }
 }
 
-/// How to read a header: a profile and its budgets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+/// How to read a header: a profile and its budgets. The default is the strict profile that takes null for absent
+/// metadata (spec 10.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReadOptions {
     /// Deviations from the strict profile.
     pub quirks: Quirks,
@@ -136,10 +139,22 @@ pub struct ReadOptions {
     pub limits: Limits,
 }
 
+impl Default for ReadOptions {
+    fn default() -> Self {
+        ReadOptions {
+            quirks: Quirks::EVERYDAY,
+            limits: Limits::default(),
+        }
+    }
+}
+
 impl ReadOptions {
     /// The strict profile with the default budgets (spec 10.1).
     pub fn strict() -> Self {
-        Self::default()
+        ReadOptions {
+            quirks: Quirks::NONE,
+            limits: Limits::default(),
+        }
     }
 
     /// The reference implementation's verdicts (spec 10.9).
@@ -182,5 +197,6 @@ mod tests {
         assert_eq!(all, Quirks::REFERENCE);
         assert_eq!(ReadOptions::compat().quirks, all);
         assert_eq!(ReadOptions::strict().quirks, Quirks::NONE);
+        assert_eq!(ReadOptions::default().quirks, Quirks::METADATA_NULL);
     }
 }

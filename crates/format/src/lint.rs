@@ -22,6 +22,8 @@ pub enum Lint {
     LeadingWhitespace,
     /// Padding other than spaces (spec 9.8).
     PaddingNotSpaces,
+    /// `__metadata__` is null, which the strict profile refuses (spec 7.1, 10.1).
+    MetadataNull,
     /// The data section does not start on a multiple of 8 (spec 9.8).
     Unaligned(u64),
     /// The header is longer than some public readers accept (spec 9.3).
@@ -42,6 +44,7 @@ impl Lint {
         match self {
             Lint::LeadingWhitespace => "LEADING_WHITESPACE",
             Lint::PaddingNotSpaces => "PADDING_NOT_SPACES",
+            Lint::MetadataNull => "METADATA_NULL",
             Lint::Unaligned(_) => "UNALIGNED",
             Lint::LargeHeader(_) => "LARGE_HEADER",
             Lint::Name(_) => "NAME",
@@ -57,6 +60,7 @@ impl fmt::Display for Lint {
         match self {
             Lint::LeadingWhitespace => f.write_str("the header begins with whitespace"),
             Lint::PaddingNotSpaces => f.write_str("the header is padded with other than spaces"),
+            Lint::MetadataNull => f.write_str("`__metadata__` is null; strict readers refuse that"),
             Lint::Unaligned(start) => {
                 write!(f, "the data starts at byte {start}, no multiple of 8")
             }

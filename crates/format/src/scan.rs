@@ -52,6 +52,8 @@ pub(crate) struct Table {
     /// Names of dtypes that the table does not know, by the entry that has them, ascending.
     unknown: Vec<(u32, Span)>,
     pub metadata: Option<Vec<(Span, Span)>>,
+    /// Whether metadata is null, which a quirk takes for absent.
+    pub metadata_null: bool,
     pool: String,
     pub names: NameIndex,
     /// First and one past the last byte of the object, within the header.
@@ -178,6 +180,7 @@ pub(crate) fn scan(json: &[u8], options: &ReadOptions) -> Result<Table, Error> {
         table: Table::default(),
         keys: KeyStack::default(),
         metadata_seen: false,
+        null_metadata: None,
     };
     scanner.header()
 }
@@ -189,6 +192,8 @@ struct Scanner<'a> {
     keys: KeyStack,
     /// Apart from the table's metadata, since the reference's profile takes `null` for absent.
     metadata_seen: bool,
+    /// Where metadata is null, if it is.
+    null_metadata: Option<usize>,
 }
 
 impl<'a> Scanner<'a> {
@@ -253,6 +258,13 @@ impl<'a> Scanner<'a> {
 
     fn metadata(&mut self, key: Str) -> Result<(), Error> {
         if core::mem::replace(&mut self.metadata_seen, true) {
+            if let Some(null) = self.null_metadata {
+                // The file is refused anyway: for what stands first in it, as without the quirk.
+                self.cursor.pos = null;
+                return Err(self
+                    .cursor
+                    .misplaced(Reason::MetadataNotObject, "an object of strings"));
+            }
             self.cursor.pos = key.start;
             return Err(self
                 .cursor
@@ -261,7 +273,10 @@ impl<'a> Scanner<'a> {
         }
         let mut found = Vec::new();
         if !self.cursor.take(b'{') {
+            let start = self.cursor.pos;
             if self.options.quirks.has(Quirks::METADATA_NULL) && self.cursor.take_exact(b"null") {
+                self.null_metadata = Some(start);
+                self.table.metadata_null = true;
                 return Ok(());
             }
             return Err(self

@@ -23,7 +23,8 @@ use tonnage_storage::{self as storage, FileSource, Source};
 
 use crate::error::{Error, Result};
 
-/// How to open a checkpoint. The default is the strict profile with the default budgets.
+/// How to open a checkpoint. The default is the strict profile that takes null for absent metadata
+/// (spec 10.1), with the default budgets.
 #[derive(Clone, Debug, Default)]
 pub struct OpenOptions {
     /// The reader's profile and budgets.

@@ -6,7 +6,10 @@ use std::fs;
 use std::path::Path;
 
 use common::{Tensor, model, names, refs};
-use tonnage::{Dtype, OpenOptions, Save, Severity, Verification, save, to_bytes, verify};
+use tonnage::format::ReadOptions;
+use tonnage::{
+    Checkpoint, Dtype, OpenOptions, Save, Severity, Verification, save, to_bytes, verify,
+};
 
 fn look(path: &Path) -> Verification {
     verify(path, &OpenOptions::default()).unwrap()
@@ -109,6 +112,29 @@ fn every_faulty_file_is_named_and_the_others_still_looked_at() {
         assert!(finding.file.is_some() && !finding.text.is_empty());
         assert!(finding.severity != Severity::Error || finding.clause.is_some());
     }
+}
+
+#[test]
+fn null_metadata_is_remarked_on_and_refused_by_the_strict_profile() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("mlx.safetensors");
+    let header = br#"{"__metadata__":null,"a":{"data_offsets":[0,1],"dtype":"U8","shape":[1]}}"#;
+    let mut file = (header.len() as u64).to_le_bytes().to_vec();
+    file.extend_from_slice(header);
+    file.push(7);
+    fs::write(&path, &file).unwrap();
+    let found = look(&path);
+    assert!(found.ok(), "{found:?}");
+    assert!(codes(&found, Severity::Warning).contains(&"METADATA_NULL"));
+    let strict = OpenOptions {
+        read: ReadOptions::strict(),
+        ..OpenOptions::default()
+    };
+    assert!(Checkpoint::open(&path).is_ok());
+    let refused = Checkpoint::open_with(&path, &strict).unwrap_err();
+    assert!(refused.to_string().contains("7.1"), "{refused}");
+    let found = verify(&path, &strict).unwrap();
+    assert_eq!(codes(&found, Severity::Error), ["METADATA_NOT_OBJECT"]);
 }
 
 #[test]

@@ -5,6 +5,7 @@ from pathlib import Path
 import claims
 import mlx.core as mx
 import numpy as np
+import tonnage
 import tonnage.mlx
 import tonnage.numpy
 from tonnage._adapters import mlx as adapter
@@ -34,3 +35,22 @@ def test_private_names() -> None:
     arrays = tonnage.mlx._np2mx(given)
     assert tonnage.mlx._mx2np(arrays)["a"].tolist() == [1, 1]
     assert isinstance(given["a"], np.ndarray)
+
+
+def test_files_of_mlx_itself(tmp_path: Path) -> None:
+    """MLX gives every file without metadata `"__metadata__":null`."""
+    path = tmp_path / "mlx.safetensors"
+    mx.save_safetensors(str(path), {"a": mx.arange(6).reshape(2, 3)})
+    assert b'"__metadata__":null' in path.read_bytes()
+    expected = [[0, 1, 2], [3, 4, 5]]
+    assert tonnage.mlx.load_file(path)["a"].tolist() == expected
+    assert tonnage.numpy.load(path.read_bytes())["a"].tolist() == expected
+    with tonnage.safe_open(path, framework="np") as file:
+        assert file.metadata() is None
+        assert file.get_tensor("a").tolist() == expected
+    with tonnage.open(path) as checkpoint:
+        assert dict(checkpoint.metadata) == {}
+        assert checkpoint["a"].numpy().tolist() == expected
+    assert tonnage.verify(path).ok
+    tonnage.save(dict(tonnage.open(path).load(framework="numpy")), tmp_path / "copy.safetensors")
+    assert b"__metadata__" not in (tmp_path / "copy.safetensors").read_bytes()

@@ -60,8 +60,10 @@ pub fn run(cli: &Cli, out: &mut Out) -> Result<u8, Failure> {
 fn options(common: &Common) -> OpenOptions {
     let read = if common.compat {
         ReadOptions::compat()
-    } else {
+    } else if common.strict {
         ReadOptions::strict()
+    } else {
+        ReadOptions::default()
     };
     OpenOptions {
         read,

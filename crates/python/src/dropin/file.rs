@@ -60,7 +60,7 @@ enum Refusal {
 
 /// Reads the header, asking for no memory that the file's length does not justify.
 fn read_header(source: &dyn Source) -> Result<Header<Vec<u8>>, Refusal> {
-    let options = ReadOptions::strict();
+    let options = ReadOptions::default();
     let mut bytes = Vec::new();
     while let Step::Need { offset, len } =
         probe(&bytes, Some(source.len()), &options).map_err(Refusal::Format)?

@@ -294,7 +294,7 @@ pub fn deserialize<'py>(bytes: &Bound<'py, PyBytes>) -> PyResult<Bound<'py, PyLi
     let py = bytes.py();
     let content = bytes.as_bytes();
     let refused = |e: format::Error| error::format("Error while deserializing", &e, None);
-    let header = Header::parse(content, Some(content.len() as u64), &ReadOptions::strict())
+    let header = Header::parse(content, Some(content.len() as u64), &ReadOptions::default())
         .map_err(refused)?;
     let items = PyList::empty(py);
     for info in header.iter_by_offset() {

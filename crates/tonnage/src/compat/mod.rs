@@ -17,8 +17,8 @@
 //! ```
 //!
 //! What differs, on purpose:
-//! - files are judged by the strict profile of the specification: a repeated name, `null` metadata or an
-//!   entry written as an array is refused. [`SafeTensors::deserialize_with`] takes the reference's verdicts;
+//! - files are judged by the specification, null metadata taken for absent (clause 10.1): a repeated name
+//!   or an entry written as an array is refused. [`SafeTensors::deserialize_with`] takes the reference's verdicts;
 //! - names are listed in the order of the file, not in that of a hash map;
 //! - `__metadata__` is written sorted, so equal input gives equal files;
 //! - [`serialize_to_file`] brings the file to the disk, keeps the mode of the file it replaces and follows

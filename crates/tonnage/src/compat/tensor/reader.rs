@@ -21,7 +21,7 @@ impl<'data> SafeTensors<'data> {
     /// # Errors
     /// As [`SafeTensors::deserialize`].
     pub fn read_metadata(buffer: &'data [u8]) -> Result<(usize, Metadata), SafeTensorError> {
-        let header = parse(buffer, &ReadOptions::strict())?;
+        let header = parse(buffer, &ReadOptions::default())?;
         let length = header.data_start() as usize - PREFIX;
         Ok((length, Metadata::of_header(&header)?))
     }
@@ -29,9 +29,9 @@ impl<'data> SafeTensors<'data> {
     /// Reads a whole file that lies in memory.
     ///
     /// # Errors
-    /// The reference's variant for what the strict profile refuses (see the [module](crate::compat)).
+    /// The reference's variant for what the default profile refuses (see the [module](crate::compat)).
     pub fn deserialize(buffer: &'data [u8]) -> Result<Self, SafeTensorError> {
-        Self::deserialize_with(buffer, &ReadOptions::strict())
+        Self::deserialize_with(buffer, &ReadOptions::default())
     }
 
     /// The same with a profile and budgets of the caller's choice: [`ReadOptions::compat`] accepts whatever
