@@ -192,6 +192,23 @@ def answered_after(work: Any) -> float:
     return soonest
 
 
+class Turns(Slow):
+    """A file object whose reads each wait until another thread has had its turn."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self.turn = threading.Semaphore(0)
+        self.waited = 0
+
+    def read(self, size: int = -1) -> bytes:
+        if self.slow:
+            if not self.turn.acquire(timeout=60):
+                raise OSError("no other thread had a turn for a minute")
+            self.waited += 1
+            size = min(size, 1 << 16)
+        return self._inner.read(size)
+
+
 def slow_checkpoint(tensors: int) -> tonnage.Checkpoint:
     data = content({f"t{i}": ("U8", [1 << 16], bytes(1 << 16)) for i in range(tensors)})
     source = Slow(data)
@@ -226,22 +243,26 @@ def test_ctrl_c_ends_a_save_and_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 def test_other_threads_run_during_a_load() -> None:
-    checkpoint = slow_checkpoint(50)
-    turns = 0
+    """Each read waits for a turn of another thread: a load that kept it out would never end."""
+    source = Turns(content({f"t{i}": ("U8", [1 << 16], bytes(1 << 16)) for i in range(50)}))
+    checkpoint = tonnage.open(source)
+    source.slow = True
     over = threading.Event()
 
     def work() -> None:
-        nonlocal turns
         while not over.is_set():
-            turns += 1
+            source.turn.release()
             time.sleep(0.001)
 
     worker = threading.Thread(target=work)
     worker.start()
-    checkpoint.load(framework="numpy")
-    over.set()
-    worker.join()
-    assert turns > 100
+    try:
+        loaded = checkpoint.load(framework="numpy")
+    finally:
+        over.set()
+        worker.join()
+    assert len(loaded) == 50
+    assert source.waited > 0
 
 
 def test_several_threads_load_from_one_checkpoint(big: Path) -> None:
