@@ -31,6 +31,8 @@ pub enum Reason {
     Ambiguous,
     /// It would lose something, and that was not asked for.
     Lossy,
+    /// A cut where the parts can't be cut; the message says which multiples can be.
+    Granularity,
     /// The caller's own mistake: a row that is not there, a destination of another length.
     Usage,
 }

@@ -17,5 +17,6 @@ pub mod map;
 pub mod numbers;
 pub mod scheme;
 mod schemes;
+pub mod slice;
 
 pub use error::{Error, Reason};

@@ -6,7 +6,7 @@
 use tonnage_format::Dtype;
 
 use super::{optional, plain, required, times};
-use crate::descriptor::{Descriptor, Element, Number, Role, Rule, Scale};
+use crate::descriptor::{Descriptor, Element, Field, Number, Role, Rule, Scale};
 use crate::error::{Error, Reason};
 use crate::layout::{Layout, Plane, digit};
 use crate::scheme::{Params, Parts, Scheme, bits_of, dtype_of, needs, part};
@@ -35,6 +35,7 @@ pub(crate) const FOUR_BIT: Scheme = Scheme {
         "shape",
         "nested_block",
         "nested_offset_bits",
+        "phase",
         "dtype",
     ],
     expand: four,
@@ -78,7 +79,19 @@ fn four(params: &Params, parts: &Parts) -> Result<Descriptor, Error> {
             table.name, table.dtype, table.shape
         )
     })?;
-    let blocks = elements.div_ceil(block);
+    // A shard may begin within a block, and within one of the blocks of blocks.
+    let begins = match params.sizes("phase")?.as_deref() {
+        None => 0,
+        Some(&[0, at]) => at,
+        Some(other) => {
+            return Err(Error::new(
+                Reason::Parameter,
+                format!("phase {other:?}, [0, elements] is needed"),
+            ));
+        }
+    };
+    let phase = begins % block;
+    let blocks = elements.saturating_add(phase).div_ceil(block);
     needs(absmax.shape == [blocks], || {
         format!(
             "{:?} is {:?}, [{blocks}] is needed",
@@ -91,7 +104,10 @@ fn four(params: &Params, parts: &Parts) -> Result<Descriptor, Error> {
         base: 4,
         ..Plane::new(4, vec![vec![digit(1, 0)], nibbles])
     };
-    let field = plain(absmax, Role::Scale, &[1, block], &[1, blocks])?;
+    let field = Field {
+        phase: vec![0, phase],
+        ..plain(absmax, Role::Scale, &[1, block], &[1, blocks])?
+    };
     let scale = match (parts.get(&Role::NestedScale), parts.get(&Role::NestedTable)) {
         (None, None) => times(field),
         (Some(nested), Some(_)) => {
@@ -101,7 +117,7 @@ fn four(params: &Params, parts: &Parts) -> Result<Descriptor, Error> {
             let offset = u32::try_from(bits)
                 .map_err(|_| Error::new(Reason::Parameter, format!("nested_offset_bits {bits}")))?;
             let wide = block.saturating_mul(size);
-            let groups = blocks.div_ceil(size);
+            let groups = elements.saturating_add(begins % wide).div_ceil(wide);
             needs(
                 nested.shape == [groups] && absmax.dtype == Dtype::U8,
                 || {
@@ -113,7 +129,10 @@ fn four(params: &Params, parts: &Parts) -> Result<Descriptor, Error> {
             )?;
             Scale {
                 table: Some(Role::NestedTable),
-                times: Some(plain(nested, Role::NestedScale, &[1, wide], &[1, groups])?),
+                times: Some(Field {
+                    phase: vec![0, begins % wide],
+                    ..plain(nested, Role::NestedScale, &[1, wide], &[1, groups])?
+                }),
                 plus: f32::from_bits(offset),
                 ..times(field)
             }

@@ -84,7 +84,7 @@ pub(crate) const ROW: Scheme = Scheme {
 pub(crate) const BLOCK: Scheme = Scheme {
     name: "fp8-block",
     title: "8-bit floats, a scale for each block of rows and columns",
-    params: &["block", "dtype"],
+    params: &["block", "phase", "dtype"],
     expand: |params, parts| {
         let scale = part(parts, Role::Scale)?;
         let sizes = params.sizes("block")?.unwrap_or_else(|| vec![128, 128]);
@@ -95,10 +95,16 @@ pub(crate) const BLOCK: Scheme = Scheme {
             )?;
             let mut block = vec![1; axes - 2];
             block.extend(&sizes);
-            let blocks: Vec<u64> = shape
-                .iter()
+            // A shard may begin within blocks that its neighbour has begun.
+            let phase = params.sizes("phase")?.unwrap_or_else(|| vec![0; axes]);
+            needs(
+                phase.len() == axes && phase.iter().zip(&block).all(|(at, size)| at < size),
+                || format!("phase {phase:?} of blocks {block:?}"),
+            )?;
+            let starts = shape.iter().zip(&phase);
+            let blocks: Vec<u64> = starts
                 .zip(&block)
-                .map(|(len, size)| len.div_ceil(*size))
+                .map(|((len, at), size)| len.saturating_add(*at).div_ceil(*size))
                 .collect();
             needs(scale.shape == blocks, || {
                 format!(
@@ -106,7 +112,10 @@ pub(crate) const BLOCK: Scheme = Scheme {
                     scale.name, scale.shape
                 )
             })?;
-            plain(scale, Role::Scale, &block, &blocks)
+            Ok(Field {
+                phase,
+                ..plain(scale, Role::Scale, &block, &blocks)?
+            })
         })
     },
     ..TENSOR

@@ -114,7 +114,7 @@ fn expand(
     global: Option<Op>,
 ) -> Result<Descriptor, Error> {
     let codes = part(parts, Role::Codes)?;
-    let shape = logical(codes, width, block)?;
+    let shape = logical(codes, part(parts, Role::Scale)?, width, block)?;
     let mut scales = vec![block_scale(params, parts, &shape, block, global.is_some())?];
     if let Some(op) = global
         && let Some(part) = parts.get(&Role::GlobalScale)
@@ -141,7 +141,7 @@ fn expand(
 }
 
 /// The logical shape: the last axis counted in codes; gpt-oss's `[.., in/32, 16]` are the same bytes.
-fn logical(codes: &Part, width: u64, block: u64) -> Result<Vec<u64>, Error> {
+fn logical(codes: &Part, scale: &Part, width: u64, block: u64) -> Result<Vec<u64>, Error> {
     let known = match width {
         8 => matches!(
             codes.dtype,
@@ -169,7 +169,9 @@ fn logical(codes: &Part, width: u64, block: u64) -> Result<Vec<u64>, Error> {
     let blocked = codes.dtype == Dtype::U8
         && width == 4
         && shape.len() >= 3
-        && shape.last() == Some(&(block / 2));
+        && shape.last() == Some(&(block / 2))
+        // Rows that are one block long look alike; their scales have as many axes as they.
+        && scale.shape.len() + 1 == shape.len();
     if blocked {
         let inner = shape.pop().unwrap_or(0);
         if let Some(last) = shape.last_mut() {
