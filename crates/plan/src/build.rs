@@ -47,6 +47,7 @@ pub fn build(table: &Table, request: &Request) -> Result<Plan> {
             expr: wanted.expr.clone(),
             place: wanted.place.clone(),
             local: wanted.local.clone(),
+            note: wanted.note.clone(),
             layouts: placed.0,
             ranks: placed.1,
         });

@@ -6,7 +6,7 @@
 //!  "sources": [[name, dtype, shape, file, first byte, whether the name stands for it], …],
 //!  "parts":   [[name, dtype, shape, [[source, index, box or null], …]], …],
 //!  "ranks":   [[layout or null, for each rank], …],
-//!  "targets": [{"name", "dtype", "cast", "shape", "expr", "place", "local", "ranks": position,
+//!  "targets": [{"name", "dtype", "cast", "shape", "expr", "place", "local", "note", "ranks": position,
 //!               "layouts": [{"shape", "boxes": [[global, local, size], …],
 //!                            "nests": [[source, src, dst, run, [[extent, src, dst], …]], …],
 //!                            "fills": [[dst, run, [[extent, dst], …]], …], "phase"}, …]}, …]}
@@ -67,6 +67,8 @@ struct TargetText {
     place: Arc<Place>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     local: Option<Arc<str>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    note: Option<Arc<str>>,
     ranks: u32,
     layouts: Vec<LayoutText>,
 }
@@ -276,6 +278,7 @@ impl Maps {
             expr: target.expr.clone(),
             place: target.place.clone(),
             local: target.local.clone(),
+            note: target.note.clone(),
             ranks,
             layouts: target.layouts.iter().map(|one| layout(one)).collect(),
         }
@@ -337,6 +340,7 @@ impl TargetText {
             expr: self.expr,
             place: self.place,
             local: self.local,
+            note: self.note,
             layouts: layouts?,
             ranks: map.clone(),
         })

@@ -156,6 +156,8 @@ pub struct Target {
     pub place: Arc<Place>,
     /// What ranks call it, if not by its name.
     pub local: Option<Arc<str>>,
+    /// What people should know of it.
+    pub note: Option<Arc<str>>,
     /// The different layouts that ranks have.
     pub layouts: Vec<Arc<Layout>>,
     /// For each rank the position of its layout, or [`u32::MAX`] where it has nothing.

@@ -60,6 +60,9 @@ pub struct Wanted {
     /// What ranks call it, if not by its name: layers of a pipeline stage are counted anew.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub local: Option<Arc<str>>,
+    /// What people should know of it: how a quantised tensor was cut, say. It changes nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<Arc<str>>,
 }
 
 /// Whether something that is usually a mistake may be.
@@ -112,6 +115,7 @@ impl Wanted {
             dtype: None,
             place: Arc::new(place),
             local: None,
+            note: None,
         }
     }
 }

@@ -42,14 +42,26 @@ impl Rules {
     /// [`Reason::NoRule`] for a tensor that no rule matches, [`Reason::UnknownAxis`], and
     /// [`Reason::Placement`] for a lone placement whose axis is not clear.
     pub fn request(&self, table: &Table, mesh: &Mesh) -> Result<Request> {
+        self.over(table.names(), mesh)
+    }
+
+    /// The request that places tensors of these names.
+    ///
+    /// # Errors
+    /// As [`Rules::request`].
+    pub fn over<'a>(
+        &self,
+        names: impl Iterator<Item = &'a Arc<str>>,
+        mesh: &Mesh,
+    ) -> Result<Request> {
         let rules: Result<Vec<(&str, Arc<Place>)>> = self
             .0
             .iter()
             .map(|(pattern, rule)| Ok((pattern.as_str(), Arc::new(rule.place(pattern, mesh)?))))
             .collect();
         let rules = rules?;
-        let mut targets = Vec::with_capacity(table.names().len());
-        for name in table.names() {
+        let mut targets = Vec::with_capacity(names.size_hint().0);
+        for name in names {
             let found = rules.iter().find(|rule| pattern::matches(rule.0, name));
             let Some((_, place)) = found else {
                 return Err(Error::new(Reason::NoRule)
@@ -63,6 +75,7 @@ impl Rules {
                 dtype: None,
                 place: place.clone(),
                 local: None,
+                note: None,
             });
         }
         Ok(Request {

@@ -15,12 +15,14 @@
 mod apply;
 mod granular;
 mod take;
+mod tensor;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
 pub use apply::apply;
 pub use granular::Granularity;
+pub use tensor::Cut;
 
 use crate::descriptor::{Descriptor, Field, Role, Zero};
 use crate::error::{Error, Reason};

@@ -28,6 +28,7 @@ pub(crate) mod device;
 mod gathered;
 mod load;
 mod parts;
+mod quant;
 mod reshard;
 mod scatter;
 mod shm;
@@ -41,6 +42,7 @@ use std::sync::Arc;
 pub use auto::{ModelConfig, auto};
 pub use collective::MessageSizes;
 pub use load::{LocalMemory, PlanLoad, Ran};
+pub use quant::{QuantPlan, QuantShard};
 
 pub use reshard::{Origin, SHARDS, rank_file, reshard};
 pub use shm::Meeting;

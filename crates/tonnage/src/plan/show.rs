@@ -78,8 +78,8 @@ pub fn explain(plan: &Plan, rank: u32, io: &IoPlan) -> Result<String> {
         .iter()
         .zip(&io.tensors)
         .map(|(local, tensor)| row(plan, local, tensor));
-    let rows: Vec<[String; 5]> = rows.collect();
-    let mut widths = [0; 5];
+    let rows: Vec<[String; 6]> = rows.collect();
+    let mut widths = [0; 6];
     for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = (*width).max(cell.chars().count());
@@ -97,13 +97,15 @@ pub fn explain(plan: &Plan, rank: u32, io: &IoPlan) -> Result<String> {
     Ok(text)
 }
 
-fn row(plan: &Plan, local: &Local, tensor: &TensorIo) -> [String; 5] {
+fn row(plan: &Plan, local: &Local, tensor: &TensorIo) -> [String; 6] {
     let target = plan.targets().get(local.target as usize);
     let (global, cast) = target.map_or((&[][..], None), |target| (&*target.shape, target.cast));
     let dtype = match cast {
         None => local.dtype.to_string(),
         Some(to) => format!("{} as {to}", local.dtype),
     };
+    let note = target.and_then(|target| target.note.as_deref());
+    let note = note.unwrap_or_default().to_owned();
     let read = match tensor.way {
         Way::Nothing => "nothing is read".to_owned(),
         way => format!(
@@ -119,6 +121,7 @@ fn row(plan: &Plan, local: &Local, tensor: &TensorIo) -> [String; 5] {
         format!("{:?}", &*local.shape),
         part(local, global),
         read,
+        note,
     ]
 }
 
