@@ -101,7 +101,7 @@ fn u32_at<const N: usize>(block: &[u8; N], at: usize) -> u32 {
 ///  byte 8..12   low 4 of minimum 4..8      | low 4 of scale 4..8
 /// ```
 #[inline]
-fn scale_min(bytes: &[u8; 12], j: usize) -> (u8, u8) {
+pub(crate) fn scale_min(bytes: &[u8; 12], j: usize) -> (u8, u8) {
     if j < 4 {
         return (bytes[j] & 63, bytes[j + 4] & 63);
     }

@@ -326,6 +326,55 @@ impl ScaleReader<'_> {
     }
 }
 
+/// The codes of a field by block, row-major, after its bias: `blocks` of them on each axis.
+pub(crate) fn field_codes(
+    field: &Field,
+    blocks: &[u64],
+    parts: &Bytes<'_>,
+) -> Result<Vec<u32>, Error> {
+    let first = |at: &[u64]| -> Vec<u64> {
+        let sizes = at.iter().zip(&field.block);
+        sizes.map(|(at, size)| at.saturating_mul(*size)).collect()
+    };
+    let reach: Vec<u64> = first(blocks)
+        .iter()
+        .zip(&field.block)
+        // The last block may be cut short; its first element is there.
+        .map(|(end, size)| match size {
+            0 => 1,
+            _ => end.saturating_sub(size - 1),
+        })
+        .collect();
+    if field.phase.iter().any(|phase| *phase != 0) {
+        return Err(Error::new(
+            Reason::Unsupported,
+            "a shard that begins within a block",
+        ));
+    }
+    let reader = FieldReader::new(field, &reach, parts)?;
+    let rows = blocks
+        .split_last()
+        .map_or(0, |(_, lead)| lead.iter().product());
+    let columns = blocks.last().copied().unwrap_or(0);
+    let mut codes = Vec::new();
+    for row in 0..rows {
+        let mut at = split(row, blocks);
+        at.push(0);
+        for column in 0..columns {
+            if let Some(last) = at.last_mut() {
+                *last = column;
+            }
+            codes.push(reader.code(&first(&at)));
+        }
+    }
+    Ok(codes)
+}
+
+/// The number that a code of so many bits stands for.
+pub(crate) fn number_of(number: Number, code: u32, bits: u32) -> f32 {
+    read(number, code, bits)
+}
+
 /// A code after one was added to each code of its word at once.
 fn wordwise(bytes: &[u8], layout: &Layout, at: &[u64], bits: u32) -> Option<u32> {
     let address = layout.planes.first()?.at(at);
@@ -335,7 +384,7 @@ fn wordwise(bytes: &[u8], layout: &Layout, at: &[u64], bits: u32) -> Option<u32>
 }
 
 /// The leading coordinates of a row.
-fn split(mut row: u64, shape: &[u64]) -> Vec<u64> {
+pub(crate) fn split(mut row: u64, shape: &[u64]) -> Vec<u64> {
     let mut lead: Vec<u64> = shape
         .iter()
         .rev()

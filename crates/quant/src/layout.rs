@@ -172,22 +172,57 @@ impl Layout {
         })
     }
 
+    /// A writer of whole rows into a part of so many bytes.
+    ///
+    /// # Errors
+    /// What [`Layout::check`] finds.
+    pub fn writer(&self, bytes: usize) -> Result<Writer<'_>, Error> {
+        self.check((bytes as u64).saturating_mul(8))?;
+        let columns = self.shape.last().copied().unwrap_or(0);
+        let last = |plane: &Plane| plane.offsets(self.shape.len() - 1, columns);
+        Ok(Writer {
+            layout: self,
+            last: self.planes.iter().map(last).collect(),
+        })
+    }
+
     /// Writes the code at `index`: the inverse of [`Reader::get`]. The bytes must pass [`Layout::check`].
     pub fn put(&self, bytes: &mut [u8], index: &[u64], code: u32) {
         for plane in &self.planes {
-            let value = (code >> plane.shift) & low(plane.bits);
-            let mut rest = 0;
-            while rest < plane.bits {
-                let at = plane.address(index, rest);
-                // Up to the end of the byte, and of the word where codes straddle words.
-                let room = plane.run(index, rest).min(8 - (at % 8) as u32);
-                let take = room.min(plane.bits - rest);
-                let Some(byte) = bytes.get_mut((at / 8) as usize) else {
-                    return;
-                };
-                let field = (low(take) << (at % 8)) as u8;
-                *byte = (*byte & !field) | ((((value >> rest) & low(take)) << (at % 8)) as u8);
-                rest += take;
+            put_plane(plane, bytes, index, code);
+        }
+    }
+}
+
+/// Writes codes row by row; made by [`Layout::writer`], which has proven the addresses.
+#[derive(Debug)]
+pub struct Writer<'a> {
+    layout: &'a Layout,
+    last: Vec<Vec<i64>>,
+}
+
+impl Writer<'_> {
+    /// Writes the codes of the row that `lead` names, from its first column on: the inverse of [`Reader::row`].
+    pub fn row(&self, bytes: &mut [u8], lead: &[u64], codes: impl Iterator<Item = u32> + Clone) {
+        let mut index = lead.to_vec();
+        index.push(0);
+        for (plane, last) in self.layout.planes.iter().zip(&self.last) {
+            if let Some(coordinate) = index.last_mut() {
+                *coordinate = 0;
+            }
+            if plane.stream.is_some() {
+                for (code, column) in codes.clone().zip(0_u64..) {
+                    if let Some(coordinate) = index.last_mut() {
+                        *coordinate = column;
+                    }
+                    put_plane(plane, bytes, &index, code);
+                }
+                continue;
+            }
+            let row = plane.address(&index, 0) as i64;
+            for (code, offset) in codes.clone().zip(last) {
+                let value = (code >> plane.shift) & low(plane.bits);
+                put_bits(bytes, row.wrapping_add(*offset) as u64, plane.bits, value);
             }
         }
     }
@@ -373,6 +408,33 @@ fn read_plane(plane: &Plane, bytes: &[u8], index: &[u64]) -> u32 {
         bit += take;
     }
     value
+}
+
+fn put_plane(plane: &Plane, bytes: &mut [u8], index: &[u64], code: u32) {
+    let value = (code >> plane.shift) & low(plane.bits);
+    let mut bit = 0;
+    while bit < plane.bits {
+        // Up to the end of the word, where codes straddle words.
+        let take = plane.run(index, bit);
+        put_bits(bytes, plane.address(index, bit), take, value >> bit);
+        bit += take;
+    }
+}
+
+/// Writes the lowest bits of a value at any bit address; what would lie behind the end is left out.
+fn put_bits(bytes: &mut [u8], at: u64, bits: u32, value: u32) {
+    let first = usize::try_from(at / 8).unwrap_or(usize::MAX);
+    let (mut shift, mut value) = (at % 8, u64::from(value & low(bits)));
+    let mut left = u64::from(bits);
+    for byte in bytes.iter_mut().skip(first) {
+        if left == 0 {
+            return;
+        }
+        let take = left.min(8 - shift);
+        let field = (((1_u16 << take) - 1) << shift) as u8;
+        *byte = (*byte & !field) | ((value << shift) as u8 & field);
+        (value, left, shift) = (value >> take, left - take, 0);
+    }
 }
 
 /// Up to 32 bits at any bit address, lowest first; what lies behind the end is 0.

@@ -13,10 +13,17 @@ mod error;
 pub mod ggml;
 pub mod interpret;
 pub mod layout;
+mod loose;
 pub mod map;
+mod nested;
 pub mod numbers;
+mod pack;
+pub mod packed;
+pub mod quantize;
+pub mod repack;
 pub mod scheme;
 mod schemes;
 pub mod slice;
+pub mod target;
 
 pub use error::{Error, Reason};

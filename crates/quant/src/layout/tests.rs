@@ -26,6 +26,13 @@ fn holds(layout: &Layout, bytes: usize) {
         assert_eq!(reader.get(index), *code, "{index:?} of {layout:?}");
     }
     let columns = layout.shape[1] as usize;
+    let mut by_rows = vec![0; bytes];
+    let writer = layout.writer(bytes).unwrap();
+    for (i, row) in codes.chunks(columns).enumerate() {
+        writer.row(&mut by_rows, &[i as u64], row.iter().copied());
+    }
+    assert_eq!(by_rows, memory);
+    assert!(layout.writer(bytes - 1).is_err());
     for (i, codes) in codes.chunks(columns).enumerate() {
         let mut row = vec![0; columns - 3];
         reader.row(&[i as u64], 3, &mut row);
