@@ -7,9 +7,12 @@ mod compressed_tensors;
 mod fp8;
 mod gemma;
 mod gptq;
+mod hqq;
 mod marlin;
 mod micro;
 mod mlx;
+mod modelopt;
+mod quanto;
 
 use crate::descriptor::{Bias, Field, Number, Op, Role, Scale};
 use crate::error::{Error, Reason};
@@ -41,6 +44,9 @@ pub(crate) static TABLE: &[&Scheme] = &[
     &bitsandbytes::EIGHT_BIT,
     &bitnet::ROW,
     &gemma::ROW,
+    &hqq::ROW,
+    &quanto::ROW,
+    &modelopt::INT4,
 ];
 
 pub(crate) const fn required(role: Role, suffixes: &'static [&'static str]) -> PartRow {

@@ -17,14 +17,7 @@ use tonnage_quant::numbers::{bf16_to_f32, f16_to_f32};
 use tonnage_quant::scheme::{Param, Params, Part, Parts, Scheme};
 
 /// Schemes in the corpus that the table has no row for yet: their checkpoints stay ordinary tensors.
-const NO_ROW: &[&str] = &[
-    "ct-marlin-24",
-    "ct-sparse-24-bitmask",
-    "ct-sparse-bitmask",
-    "hqq",
-    "modelopt-int4-qtensor",
-    "quanto",
-];
+const NO_ROW: &[&str] = &["ct-marlin-24", "ct-sparse-24-bitmask", "ct-sparse-bitmask"];
 
 /// Schemes whose libraries give zeros another sign than the product has: by a table without a negative zero, by
 /// a difference taken the other way round, or by a branch for the code.
@@ -195,6 +188,21 @@ fn reading(case: &Value, file: &File, module: &str, shape: &[u64]) -> (&'static 
             );
             put("shape", sizes(shape));
             "gemma"
+        }
+        "hqq" => {
+            put("bits", Param::Int(bits.unwrap()));
+            put("axis", Param::Int(case["axis"].as_i64().unwrap()));
+            put("shape", sizes(shape));
+            "hqq"
+        }
+        "quanto" => {
+            put("bits", Param::Int(bits.unwrap()));
+            put("shape", sizes(shape));
+            "quanto"
+        }
+        "modelopt-int4-qtensor" => {
+            put("group", Param::Int(group.unwrap()));
+            "modelopt-int4-qtensor"
         }
         "bnb8" => "bnb8",
         "bnb4" => {

@@ -83,7 +83,11 @@ fn a_cut_is_the_slice_of_the_values() {
             for _ in 0..2 {
                 let shape = cut.meaning.view.clone();
                 let axis = r.below(shape.len() as u64) as usize;
-                let grain = cut.granularity(axis).unwrap();
+                let Ok(grain) = cut.granularity(axis) else {
+                    // Groups as rows that share bytes: the tensor is read whole.
+                    assert!(matches!(scheme.name, "hqq" | "quanto"), "{}", told());
+                    continue;
+                };
                 let unit = r.pick(&[grain.carrier, grain.clean()]);
                 let (a, b) = (edge(r, shape[axis], unit), edge(r, shape[axis], unit));
                 let (start, stop) = (a.min(b), a.max(b));
@@ -138,7 +142,7 @@ fn a_cut_is_the_slice_of_the_values() {
         "gptq-v2",
         "gptq-planar",
         "awq-gemm",
-        "ct-pack-dense",
+        "ct-pack-word",
         "ct-int",
         "mlx-affine",
         "marlin",

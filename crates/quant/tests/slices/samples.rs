@@ -173,6 +173,13 @@ pub fn sample(name: &str, r: &mut Rng) -> Sample {
             d.part(Role::Codes, Dtype::U8, &[out, inner.div_ceil(8 / bits)])
                 .part(Role::Scale, Dtype::F32, &[out, 1]);
         }
+        "hqq" | "quanto" => rows(name, half, &mut d, r),
+        "modelopt-int4-qtensor" => {
+            let (out, groups) = (1 + r.below(20), 1 + r.below(8));
+            d.int("group", 32)
+                .part(Role::Codes, Dtype::U8, &[out, groups * 16])
+                .part(Role::Scale, Dtype::BF16, &[out * groups, 1]);
+        }
         other => panic!("no sample of {other}"),
     }
     let Draft(params, parts) = d;
@@ -192,6 +199,47 @@ pub fn sample(name: &str, r: &mut Rng) -> Sample {
         params: Params(params),
         parts,
         bytes,
+    }
+}
+
+/// Rows, or groups, some to a byte.
+fn rows(name: &str, half: Dtype, d: &mut Draft, r: &mut Rng) {
+    let bits = if name == "hqq" {
+        r.pick(&[1, 2, 3, 4, 5, 8])
+    } else {
+        r.pick(&[2, 4, 8])
+    };
+    let per = match bits {
+        3 => 10,
+        bits if bits < 5 => 8 / bits,
+        _ => 1,
+    };
+    let (out, group, groups) = (1 + r.below(20), 16 * (1 + r.below(4)), 1 + r.below(2));
+    let (groups, axis) = match (name, bits) {
+        ("quanto", 8) => (1, 1),
+        _ => (groups, r.below(2)),
+    };
+    let axis = if name == "hqq" { axis } else { 1 };
+    let all = out * groups;
+    let (rows, columns) = if axis == 1 {
+        (all, group)
+    } else {
+        (group, all)
+    };
+    let carrier = match (name, bits) {
+        (_, 3) => Dtype::I32,
+        ("quanto", 8) => Dtype::I8,
+        _ => Dtype::U8,
+    };
+    d.int("bits", bits).list("shape", &[out, groups * group]);
+    d.part(Role::Codes, carrier, &[rows.div_ceil(per), columns]);
+    let scale = if axis == 1 { [rows, 1] } else { [1, columns] };
+    d.part(Role::Scale, half, &scale);
+    if name == "hqq" {
+        d.int("axis", axis);
+    }
+    if carrier != Dtype::I8 {
+        d.part(Role::Zero, half, &scale);
     }
 }
 
