@@ -46,7 +46,7 @@ fn top() -> usize {
 }
 
 /// The device whose context is current.
-fn current() -> Result<usize, Code> {
+pub fn current() -> Result<usize, Code> {
     let world = lock();
     world.device(0)?;
     match top() {

@@ -18,12 +18,17 @@ pub struct Live {
     pub events: u64,
     /// How often primary contexts are retained.
     pub contexts: u64,
+    /// Files that cuFile has.
+    pub gds_files: u64,
+    /// Device memory that cuFile has.
+    pub gds_buffers: u64,
 }
 
 impl Live {
     /// All of them.
     pub fn total(&self) -> u64 {
-        self.allocations + self.pinned + self.streams + self.events + self.contexts
+        let driver = self.allocations + self.pinned + self.streams + self.events + self.contexts;
+        driver + self.gds_files + self.gds_buffers
     }
 }
 
@@ -41,6 +46,8 @@ impl World {
             streams: alive.count() as u64,
             events: self.events.len() as u64,
             contexts: self.devices.iter().map(|device| device.retained).sum(),
+            gds_files: self.gds.files.len() as u64,
+            gds_buffers: self.gds.buffers.len() as u64,
         }
     }
 
@@ -83,6 +90,11 @@ pub fn free(mut world: Guard, device: usize, address: usize) -> Result<(), Code>
         return Err(INVALID_VALUE);
     };
     let unfinished = block.uses.unfinished(&host);
+    if world.gds.buffers.contains_key(&address) {
+        world.violation(&format!(
+            "device memory at {address} is freed, and cuFile still has it"
+        ));
+    }
     if !unfinished.is_empty() && !broken {
         world.violation(&format!(
             "device memory at {address} is freed, and nobody waited for its copies"

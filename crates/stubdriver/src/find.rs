@@ -45,7 +45,12 @@ pub fn path() -> PathBuf {
 pub fn folder(home: &Path) -> PathBuf {
     let folder = home.join("stub-driver");
     fs::create_dir_all(&folder).expect("a folder");
-    for name in ["libcuda.so.1", "libcuda.so", "libamdhip64.so"] {
+    for name in [
+        "libcuda.so.1",
+        "libcuda.so",
+        "libamdhip64.so",
+        "libcufile.so.0",
+    ] {
         let link = folder.join(name);
         let _ = fs::remove_file(&link);
         std::os::unix::fs::symlink(path(), link).expect("a link");

@@ -19,6 +19,8 @@
 //! Each is a *violation*: a line on stderr and in the journal, a count for tests ([`find`]), and an exit
 //! code of [`EXIT`] for a process that ends with one. [`settings`] lists what can be set, faults among them.
 //!
+//! cuFile's functions are there as well, for reads of files into the same memory (`cufile`).
+//!
 //! It computes nothing: there are no kernels, modules or graphs.
 
 #[cfg(target_os = "linux")]
@@ -29,6 +31,8 @@ mod control;
 mod copy;
 #[cfg(target_os = "linux")]
 mod cuda;
+#[cfg(target_os = "linux")]
+mod cufile;
 #[cfg(target_os = "linux")]
 mod end;
 #[cfg(target_os = "linux")]

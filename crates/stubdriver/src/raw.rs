@@ -104,6 +104,20 @@ pub fn punch(file: i32, offset: usize, len: usize) {
     let _ = unsafe { libc::fallocate(file, how, offset as libc::off_t, len as libc::off_t) };
 }
 
+/// Whether a file is open for reads past the page cache.
+pub fn is_direct(file: i32) -> bool {
+    // SAFETY: asks for flags of a number; one that is no file is an error.
+    let flags = unsafe { libc::fcntl(file, libc::F_GETFL) };
+    flags >= 0 && flags & libc::O_DIRECT != 0
+}
+
+/// Reads into a map of ours.
+pub fn read(file: i32, to: usize, len: usize, offset: i64) -> isize {
+    let to = std::ptr::with_exposed_provenance_mut::<c_void>(to);
+    // SAFETY: `len` bytes of a map that was just made (invariant 3); a number that is no file is an error.
+    unsafe { libc::pread(file, to, len, offset) }
+}
+
 pub fn close(file: i32) {
     // SAFETY: a file of ours, closed once.
     let _ = unsafe { libc::close(file) };

@@ -12,6 +12,11 @@
 //! | `STUB_FAIL_ISSUE` | 0 | the n-th copy is refused with error 1 |
 //! | `STUB_FAIL_COPY` | 0 | the n-th copy fails when it runs: error 719 from then on |
 //! | `STUB_LOSE_CONTEXT` | 0 | the n-th call that needs a context loses it: error 709 from then on |
+//! | `STUB_GDS_OPEN` | works | what `cuFileDriverOpen` does: `works`, `fails`, `hangs`, `aborts` |
+//! | `STUB_FAIL_GDS_FILE` | 0 | the n-th file is refused with error 5008 |
+//! | `STUB_FAIL_GDS_BUFFER` | 0 | the n-th registration of memory fails with error 5036 |
+//! | `STUB_FAIL_GDS_READ` | 0 | the n-th read of cuFile's fails with error 5044 |
+//! | `STUB_SHORT_GDS_READ` | 0 | the n-th read of cuFile's gives half |
 //! | `STUB_POISON` | 1 | fresh device memory is filled with 0xCD |
 //! | `STUB_CHECK_SOURCE` | 1 | sources of late copies must not change before the copy |
 //! | `STUB_JOURNAL` | none | a file for the journal |
@@ -32,6 +37,19 @@ pub enum ExitCheck {
     Off,
 }
 
+/// What the start of cuFile does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GdsOpen {
+    /// It starts.
+    Works,
+    /// It gives error 5001.
+    Fails,
+    /// It never returns.
+    Hangs,
+    /// It ends the process.
+    Aborts,
+}
+
 /// The settings; see the [module](self).
 #[derive(Clone, Debug)]
 #[allow(missing_docs, reason = "the table above says what each is")]
@@ -46,6 +64,11 @@ pub struct Settings {
     pub fail_issue: u64,
     pub fail_copy: u64,
     pub lose_context: u64,
+    pub gds_open: GdsOpen,
+    pub fail_gds_file: u64,
+    pub fail_gds_buffer: u64,
+    pub fail_gds_read: u64,
+    pub short_gds_read: u64,
     pub poison: bool,
     pub check_source: bool,
     pub journal: Option<PathBuf>,
@@ -65,6 +88,11 @@ impl Default for Settings {
             fail_issue: 0,
             fail_copy: 0,
             lose_context: 0,
+            gds_open: GdsOpen::Works,
+            fail_gds_file: 0,
+            fail_gds_buffer: 0,
+            fail_gds_read: 0,
+            short_gds_read: 0,
             poison: true,
             check_source: true,
             journal: None,
@@ -116,6 +144,23 @@ impl Settings {
             "FAIL_ISSUE" => self.fail_issue = number()?,
             "FAIL_COPY" => self.fail_copy = number()?,
             "LOSE_CONTEXT" => self.lose_context = number()?,
+            "FAIL_GDS_FILE" => self.fail_gds_file = number()?,
+            "FAIL_GDS_BUFFER" => self.fail_gds_buffer = number()?,
+            "FAIL_GDS_READ" => self.fail_gds_read = number()?,
+            "SHORT_GDS_READ" => self.short_gds_read = number()?,
+            "GDS_OPEN" => {
+                self.gds_open = match value {
+                    "works" => GdsOpen::Works,
+                    "fails" => GdsOpen::Fails,
+                    "hangs" => GdsOpen::Hangs,
+                    "aborts" => GdsOpen::Aborts,
+                    _ => {
+                        return Err(format!(
+                            "STUB_GDS_OPEN={value}: works, fails, hangs, aborts"
+                        ));
+                    }
+                }
+            }
             "POISON" => self.poison = number()? != 0,
             "CHECK_SOURCE" => self.check_source = number()? != 0,
             "JOURNAL" => self.journal = (!value.is_empty()).then(|| value.into()),

@@ -5,6 +5,7 @@ use std::ffi::c_int;
 use std::sync::{Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
 
 use crate::access::Clock;
+use crate::cufile::Gds;
 use crate::journal::Journal;
 use crate::memory::{Arena, Block, Pinned};
 use crate::raw;
@@ -66,6 +67,8 @@ pub struct World {
     pub unpinned: BTreeMap<usize, usize>,
     /// What the host knows to be over.
     pub host: Clock,
+    /// Reads of files into device memory.
+    pub gds: Gds,
     pub journal: Journal,
     pub counts: Counts,
     /// No copy begins while this is set.
@@ -105,6 +108,7 @@ impl World {
             pinned: BTreeMap::new(),
             unpinned: BTreeMap::new(),
             host: Clock::default(),
+            gds: Gds::default(),
             journal: Journal::open(None).unwrap_or_else(|_| unreachable!("no file to open")),
             counts: Counts::default(),
             hold: false,

@@ -132,6 +132,7 @@ const UNSAFE: &[&str] = &[
     "crates/quant/src/arch/avx2/lanes.rs",
     "crates/stubdriver/src/control.rs",
     "crates/stubdriver/src/cuda.rs",
+    "crates/stubdriver/src/cufile.rs",
     "crates/stubdriver/src/find.rs",
     "crates/stubdriver/src/hip.rs",
     "crates/stubdriver/src/raw.rs",
