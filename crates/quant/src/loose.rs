@@ -307,6 +307,12 @@ fn described(meaning: &Descriptor, parts: &Bytes<'_>) -> Result<Loose, Error> {
     if scale.table.is_some() || scale.times.is_some() || scale.op != Op::Multiply {
         return Err(other("a nested scale"));
     }
+    if matches!(meaning.rule, Rule::ProductTimes(_)) {
+        return Err(other("a product with a factor, which rounds once more"));
+    }
+    if scale.field.phase.iter().any(|&at| at > 0) {
+        return Err(other("a first block that was begun elsewhere"));
+    }
     let group_index = meaning
         .group_index
         .map(|role| index_of(parts.get(&role).copied().unwrap_or(&[])));

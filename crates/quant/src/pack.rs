@@ -36,13 +36,16 @@ pub(crate) fn pack(
     notes: &mut Notes,
 ) -> Result<(Packed, Kept), Error> {
     let named = |error: Error| error.of(name);
-    match target.to {
-        To::Ggml(ty) => blocks::blocks(name, loose, ty).map_err(named),
+    let (made, kept) = match target.to {
+        To::Ggml(ty) => blocks::blocks(name, loose, ty).map_err(named)?,
         To::Form(form) => {
             let ready = ready::ready(loose, form, target).map_err(named)?;
-            write::write(name, ready, form, target, lossy, notes).map_err(named)
+            write::write(name, ready, form, target, lossy, notes).map_err(named)?
         }
-    }
+    };
+    // Sums with biases round twice, products with zero points once.
+    let biased = matches!(loose.zero, Zeros::Bias(_));
+    Ok((made, if biased { Kept::Values } else { kept }))
 }
 
 pub(crate) fn lossy(count: u64, of: u64, what: &str) -> Error {
