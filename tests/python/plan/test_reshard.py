@@ -108,3 +108,22 @@ def test_what_is_wrong_is_refused(whole: Path, tmp_path: Path) -> None:
     with pytest.raises(tonnage.UsageError, match="2 ranks, and 1 are there"):
         tonnage.reshard(tmp_path / "tp", tmp_path / "x")
     assert not (tmp_path / "x").exists()
+
+
+def test_what_each_rank_saved_in_files_of_its_own_becomes_one_checkpoint(
+    tensors: Tensors, tmp_path: Path
+) -> None:
+    """By `save_sharded`, with its record beside them, and by PyTorch's own writer, without one."""
+    torch = pytest.importorskip("torch")
+    import tonnage.torch
+    import torch.distributed.checkpoint as dcp
+
+    state = {name: torch.from_numpy(np.array(tensor)) for name, tensor in tensors.items()}
+    tonnage.torch.save_sharded(state, tmp_path / "ours", layout="per_rank", max_shard_size=4096)
+    writer = dcp.HuggingFaceStorageWriter(str(tmp_path / "theirs"), save_distributed=True)
+    dcp.save(dict(state), storage_writer=writer, no_dist=True)
+    for name in ("ours", "theirs"):
+        ranks, whole = tmp_path / f"{name}-tp2", tmp_path / f"{name}-whole"
+        tonnage.reshard(tmp_path / name, ranks, tonnage.Mesh(fsdp=1, tp=2), rules=RULES)
+        tonnage.reshard(ranks, whole, tonnage.Mesh(tp=1), rules={"*": tonnage.Replicate()})
+        same(whole, tensors)
