@@ -6,6 +6,7 @@
 //! done instead: smaller groups, a begun block, or a cut that was moved to where the parts can be cut. A rule that
 //! matches a part by its own name, and not the weight, keeps its old meaning: the part is a tensor like any other.
 
+mod said;
 mod shard;
 mod words;
 
@@ -26,6 +27,7 @@ use tonnage_quant::{Error as QuantError, Reason};
 pub use shard::QuantShard;
 use words::{expr, label, note};
 
+use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 
 /// A plan, and what its tensors are parts of.
@@ -35,6 +37,47 @@ pub struct QuantPlan {
     pub plan: Plan,
     /// The pieces of quantised tensors.
     pub shards: Vec<QuantShard>,
+}
+
+impl Checkpoint {
+    /// Plans all tensors by rules, the quantised ones of a map as what they mean: [`QuantPlan::new`].
+    ///
+    /// # Errors
+    /// As [`QuantPlan::new`].
+    pub fn plan_quantized(
+        &self,
+        map: &QuantMap,
+        of: &Request,
+        rules: &Rules,
+        fallback: Fallback,
+    ) -> Result<QuantPlan> {
+        QuantPlan::new(&self.plan_table()?, map, of, rules, fallback)
+    }
+
+    /// The quantised tensors that a checkpoint names itself: the blocks of a GGUF file.
+    ///
+    /// # Errors
+    /// `PLAN_QUANTIZED` for rows that are not whole blocks.
+    pub fn own_quantized(&self) -> Result<QuantMap> {
+        let mut map = QuantMap::default();
+        let Some(files) = self.gguf() else {
+            return Ok(map);
+        };
+        for (_, tensor) in files.tensors() {
+            let Some(row) = self.get(tensor.name).filter(|_| !tensor.ty.is_plain()) else {
+                continue;
+            };
+            let part = Part {
+                name: tensor.name.to_owned(),
+                dtype: Dtype::U8,
+                shape: row.shape().to_vec(),
+            };
+            let made = QTensor::ggml_of(tensor.name, tensor.ty, part);
+            let made = made.and_then(|made| map.insert(made));
+            made.map_err(|error| refused(error, tensor.name))?;
+        }
+        Ok(map)
+    }
 }
 
 impl QuantPlan {
