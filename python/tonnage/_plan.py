@@ -80,7 +80,7 @@ class LocalTensor(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """What one rank has of a quantised tensor: its parts, and which part of the tensor they make."""
+    """What one rank has of a quantised tensor: its parts, and where in the tensor they lie."""
 
     #: The tensor's logical name.
     name: str

@@ -130,8 +130,8 @@ def load_numbers(
     progress: ProgressLike,
     way: _modes.Way,
 ) -> dict[str, Any]:
-    """`Plan.load(dequantize=True)`: pieces of quantised tensors under their logical names, one after
-    the other, and the rank's plain tensors.
+    """`Plan.load(dequantize=True)`: pieces of quantised tensors under their logical names, one
+    after the other, and the rank's plain tensors.
     """
     began, report = perf_counter(), _load.Report()
     pieces = _plan_pieces(rank.native, rank.rank)
