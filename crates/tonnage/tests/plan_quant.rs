@@ -295,6 +295,22 @@ fn blocks_of_ggml_are_cut_by_rows_and_between_blocks() {
 }
 
 #[test]
+fn what_can_t_be_cut_can_be_on_every_rank() {
+    for name in ["hqq", "quanto", "bitnet", "bnb4"] {
+        let case = of(sample(name, &mut Rng(3)));
+        let table = case.checkpoint.plan_table().unwrap();
+        let of = Request {
+            mesh: vec![("tp".to_owned(), 2)],
+            ..Request::default()
+        };
+        let rules = Rules::from_json(r#"{"*": "replicate"}"#).unwrap();
+        let plan = QuantPlan::new(&table, &case.map, &of, &rules, Fallback::Lossless).unwrap();
+        assert!(case.together(&plan).0 == case.values, "{name}");
+        assert_eq!(plan.shards.len(), 1);
+    }
+}
+
+#[test]
 fn a_rule_for_a_part_alone_keeps_its_meaning() {
     let case = gptq(false);
     let table = case.checkpoint.plan_table().unwrap();
