@@ -246,6 +246,13 @@ fn the_plan_says_how_it_cut() {
         found == case.values && notes.contains("uneven, in multiples of 8"),
         "{notes}"
     );
+    // 768 inputs over 7 ranks don't fall on words of eight: whole groups, one rank without any.
+    let plan = case.plan(7, 1).unwrap();
+    let (found, notes) = case.together(&plan);
+    assert!(
+        found == case.values && notes.contains("uneven, in multiples of 128"),
+        "{notes}"
+    );
     let indexed = gptq(true);
     let plan = indexed.plan(4, 1).unwrap();
     let (found, notes) = indexed.together(&plan);
