@@ -476,6 +476,9 @@ Exit code 1: the device that was named is not there.")]
 pub struct Devices {
     /// Only this device
     pub device: Option<String>,
+    /// Start NVIDIA's cuFile and end: what this program runs itself as, since that start may never return
+    #[arg(long, hide = true)]
+    pub try_cufile: bool,
 }
 
 /// `bench`.
