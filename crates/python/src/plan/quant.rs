@@ -3,6 +3,7 @@
 use pyo3::prelude::*;
 use tonnage::Dtype;
 use tonnage::engine::Options;
+use tonnage::quant::Policy;
 use tonnage::plan::{self, Fallback, PlanLoad, QuantMap, QuantPlan, QuantShard, Rules};
 
 use super::load::{Done, done, strategy_of};
@@ -20,7 +21,7 @@ type ShardRow = (String, &'static str, Vec<u64>, Vec<u64>, Vec<String>);
 fn map_of(handle: &Handle, said: Option<&str>) -> tonnage::Result<QuantMap> {
     match said {
         Some(said) => handle.checkpoint.described(said),
-        None => handle.checkpoint.own_quantized(),
+        None => handle.checkpoint.quantization(Policy::Lenient),
     }
 }
 

@@ -53,31 +53,6 @@ impl Checkpoint {
     ) -> Result<QuantPlan> {
         QuantPlan::new(&self.plan_table()?, map, of, rules, fallback)
     }
-
-    /// The quantised tensors that a checkpoint names itself: the blocks of a GGUF file.
-    ///
-    /// # Errors
-    /// `PLAN_QUANTIZED` for rows that are not whole blocks.
-    pub fn own_quantized(&self) -> Result<QuantMap> {
-        let mut map = QuantMap::default();
-        let Some(files) = self.gguf() else {
-            return Ok(map);
-        };
-        for (_, tensor) in files.tensors() {
-            let Some(row) = self.get(tensor.name).filter(|_| !tensor.ty.is_plain()) else {
-                continue;
-            };
-            let part = Part {
-                name: tensor.name.to_owned(),
-                dtype: Dtype::U8,
-                shape: row.shape().to_vec(),
-            };
-            let made = QTensor::ggml_of(tensor.name, tensor.ty, part);
-            let made = made.and_then(|made| map.insert(made));
-            made.map_err(|error| refused(error, tensor.name))?;
-        }
-        Ok(map)
-    }
 }
 
 impl QuantPlan {

@@ -4,6 +4,7 @@
 //! in memory at a time, and what they write is there whole or not at all.
 
 mod config;
+mod detect;
 mod map_text;
 mod one;
 mod quantize;
@@ -13,7 +14,9 @@ mod spool;
 pub use one::{quantize_tensor, repack_tensor, target, values};
 pub use quantize::{Quantized, Rule, quantize, rules};
 pub use repack::{Repacked, read, repack};
-pub use tonnage_quant::map::{Meaning, QTensor, QuantMap};
+pub use tonnage_quant::map::{
+    Ambiguity, Confidence, Evidence, Meaning, Policy, Provenance, QTensor, QuantMap,
+};
 pub use tonnage_quant::packed::{Difference, Packed};
 pub use tonnage_quant::repack::{How, Report};
 pub use tonnage_quant::scheme::Param;
