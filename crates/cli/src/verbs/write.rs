@@ -9,7 +9,7 @@ use tonnage::{
     Checkpoint, Content, Durability, Item, OnProgressOf, Save, Saved, TensorRef, save_items,
 };
 
-use crate::args::{Common, Target};
+use crate::args::{Common, Sums, Target};
 use crate::exit::{Failure, OK};
 use crate::terminal::{Bar, Out, cancel};
 use crate::{json, text};
@@ -24,6 +24,8 @@ pub struct Copying<'a> {
     pub force: bool,
     /// Wait for the disk.
     pub sync: bool,
+    /// What becomes of checksums.
+    pub sums: Sums,
 }
 
 impl<'a> Copying<'a> {
@@ -33,6 +35,7 @@ impl<'a> Copying<'a> {
             output,
             force,
             no_sync,
+            sums,
             ..
         } = target;
         Copying {
@@ -40,6 +43,7 @@ impl<'a> Copying<'a> {
             max_size,
             force: *force,
             sync: !no_sync,
+            sums: *sums,
         }
     }
 
@@ -98,6 +102,8 @@ impl<'a> Copying<'a> {
             },
             progress: Some(OnProgressOf(&progress)),
             cancel: Some(cancel()),
+            checksums: self.sums.checksums,
+            keep: !self.sums.no_checksums,
             ..Save::default()
         };
         let saved = write(&save)?;
@@ -113,6 +119,7 @@ impl<'a> Copying<'a> {
                 "schema": "tonnage.write/1", "output": output, "files": files,
                 "index": saved.index.as_ref().map(|index| index.to_string_lossy()),
                 "tensors": tensors, "bytes": saved.total_size, "seconds": saved.report.seconds,
+                "notes": super::notes(&saved.notes),
             });
             json::write(out, &report)?;
             return Ok(OK);
@@ -131,6 +138,7 @@ impl<'a> Copying<'a> {
             text::size(saved.total_size),
             saved.report.seconds,
         )?;
+        super::tell_notes(&saved.notes, out)?;
         Ok(OK)
     }
 

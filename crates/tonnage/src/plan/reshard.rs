@@ -11,15 +11,19 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::{Value, json};
+use tonnage_engine::Options;
+use tonnage_engine::checksum::BadChunk;
+use tonnage_format::forever::CHECKSUMS_KEY;
 use tonnage_plan::{Dims, Mesh, Part, Request, Rules};
 use tonnage_storage::Source;
 
 use super::parts;
 use super::{Allow, Local, Plan, PlanLoad, PlannedLoad, Table, build};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, CheckpointFile};
+use crate::checksums::{Carried, bad_chunks, named};
 use crate::error::{Error, Result};
 use crate::open::OpenOptions;
-use crate::save::{Save, Saved};
+use crate::save::{Kept, Save, Saved};
 use crate::writer::Writer;
 
 /// The key of a file's metadata that says which parts its tensors are.
@@ -33,6 +37,8 @@ const AHEAD: u64 = 96 << 20;
 pub struct Origin {
     table: Table,
     sources: Vec<Arc<dyn Source>>,
+    /// What each says of itself; of its metadata only the checksums.
+    known: Vec<CheckpointFile>,
     /// Whether tensors lie in parts.
     parts: bool,
     metadata: Vec<(String, String)>,
@@ -55,6 +61,7 @@ impl Origin {
         let mut origin = Origin {
             table: Table::new(),
             sources: Vec::new(),
+            known: Vec::new(),
             parts: true,
             metadata: Vec::new(),
         };
@@ -89,6 +96,7 @@ impl Origin {
         let mut origin = Origin {
             table: Table::new(),
             sources: Vec::new(),
+            known: Vec::new(),
             parts: true,
             metadata,
         };
@@ -119,6 +127,7 @@ impl Origin {
         for (at, file) in checkpoint.files().iter().enumerate() {
             self.table.add_file(&file.label, file.len);
             self.sources.extend(checkpoint.source(at).cloned());
+            self.known.push(without_other_metadata(file));
         }
         first
     }
@@ -129,6 +138,11 @@ impl Origin {
             table: checkpoint.plan_table()?,
             sources: files
                 .filter_map(|at| checkpoint.source(at).cloned())
+                .collect(),
+            known: checkpoint
+                .files()
+                .iter()
+                .map(without_other_metadata)
                 .collect(),
             parts: false,
             metadata: checkpoint.metadata().clone().into_iter().collect(),
@@ -199,6 +213,39 @@ impl Origin {
         Ok(())
     }
 
+    /// Compares all files with the checksums that they have, and finds out what kinds there are.
+    fn keep(&self, save: &Save<'_>) -> Result<Kept<'static>> {
+        let options = Options {
+            threads: save.threads,
+            cancel: save.cancel,
+            ..Options::default()
+        };
+        let mut kept = Kept::default();
+        for (at, (file, source)) in self.known.iter().zip(&self.sources).enumerate() {
+            let carried = Carried::of(file, &**source, &options)?;
+            let checker = carried.checksums.then(|| file.checker()).transpose()?;
+            if let Some(checker) = checker
+                && let Some(bad) = bad_chunks(&**source, &checker, &options)?.first()
+            {
+                return Err(self.corrupt(at, bad).in_file(file.label.clone()));
+            }
+            kept.add(carried);
+        }
+        Ok(kept)
+    }
+
+    /// The error for a chunk of a file, with the tensors that lie in it.
+    fn corrupt(&self, file: usize, bad: &BadChunk) -> Error {
+        let end = bad.offset.saturating_add(bad.len);
+        let inside = self.table.sources().iter().filter(|source| {
+            let len = source.bits().div_ceil(8);
+            source.file as usize == file
+                && source.offset < end
+                && source.offset.saturating_add(len) > bad.offset
+        });
+        named(bad, inside.map(|source| &*source.name))
+    }
+
     /// What bytes there are.
     pub fn table(&self) -> &Table {
         &self.table
@@ -225,6 +272,15 @@ impl Origin {
     /// As [`Checkpoint::plan`].
     pub fn plan(&self, mesh: &Mesh, rules: &Rules) -> Result<Plan> {
         self.plan_request(&rules.request(&self.table, mesh)?)
+    }
+}
+
+fn without_other_metadata(file: &CheckpointFile) -> CheckpointFile {
+    let pairs = file.metadata.iter().flatten();
+    let sums = pairs.filter(|(key, _)| key == CHECKSUMS_KEY);
+    CheckpointFile {
+        metadata: Some(sums.cloned().collect()),
+        ..file.clone()
     }
 }
 
@@ -319,7 +375,8 @@ pub fn rank_file(rank: u32) -> String {
 /// checkpoint as [`save`](crate::save()) writes it.
 ///
 /// # Errors
-/// What reading and writing can say. Each rank's files appear whole or not at all, in the order of ranks; what a
+/// What reading and writing can say; with [`Save::keep`], which compares all files before anything is written,
+/// `CHECKSUM_MISMATCH`, `CHECKSUM_FORM`, `CHECKSUM_STALE`. Each rank's files appear whole or not at all, in the order of ranks; what a
 /// save that was cut off leaves beside files of an older one is refused when it is read.
 pub fn reshard(
     origin: &Origin,
@@ -329,6 +386,12 @@ pub fn reshard(
     save: &Save<'_>,
 ) -> Result<Vec<Saved>> {
     let planned = PlannedLoad::new(plan, origin.sources.clone())?;
+    // Ranks read the same bytes in many small pieces: one pass over the files beforehand costs less memory.
+    let kept = match save.keep {
+        true => origin.keep(save)?,
+        false => Kept::default(),
+    };
+    let save = &kept.save(save);
     let ranks = plan.mesh().size();
     if ranks > 1 {
         std::fs::create_dir_all(to)
@@ -347,6 +410,9 @@ pub fn reshard(
             to.to_owned()
         };
         all.push(one_rank(&planned, rank, &path, load, &save)?);
+    }
+    if let Some(first) = all.first_mut() {
+        first.notes.extend(kept.notes);
     }
     if ranks > 1 {
         remove_beyond(to, ranks)?;
