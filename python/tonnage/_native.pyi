@@ -464,7 +464,26 @@ class _Plan:
     def sources(self, rank: int) -> list[str]: ...
 
 def _plan_request(handle: _Handle, request: str) -> _Plan: ...
-def _plan_rules(handle: _Handle, of: str, rules: str) -> _Plan: ...
+def _plan_rules(
+    handle: _Handle, of: str, rules: str, said: str | None = None, fallback: str = "lossless"
+) -> _Plan: ...
+def _plan_pieces(
+    this: _Plan, rank: int
+) -> list[tuple[str, str, list[int], list[int], list[str]]]: ...
+def _plan_dequantize(
+    this: _Plan,
+    handle: _Handle,
+    rank: int,
+    piece: int,
+    buffer: object,
+    dtype: str,
+    staging: int,
+    threads: int | None = None,
+    cancel: _Cancel | None = None,
+    verify: bool = False,
+    strategy: str = "auto",
+    profile: str | None = None,
+) -> _PlanDone: ...
 def _reshard(
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],

@@ -16,6 +16,7 @@ from tonnage._native import (
     _plan_explain,
     _plan_fits,
     _plan_html,
+    _plan_pieces,
     _plan_request,
     _plan_rules,
 )
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 #: Where files lie, for those who know better than what is found out.
 PROFILES = ("nvme", "nfs", "s3", "page_cache")
+
+#: How quantised tensors may be cut where scales don't allow it.
+CUTS = ("lossless", "aligned")
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,20 @@ class LocalTensor(NamedTuple):
     block_phase: tuple[int, ...]
     #: Placements by axis, as JSON.
     place: str
+
+
+class Piece(NamedTuple):
+    """What one rank has of a quantised tensor: its parts, and where in the tensor they lie."""
+
+    #: The tensor's logical name.
+    name: str
+    #: The dtype of its values.
+    dtype: str
+    shape: tuple[int, ...]
+    #: Its first index in the whole tensor.
+    start: tuple[int, ...]
+    #: The rank's tensors that it is made of.
+    parts: tuple[str, ...]
 
 
 class TensorBytes(NamedTuple):
@@ -162,6 +180,13 @@ class Plan:
         """What a rank has, in the order of its first use."""
         return [_local(row) for row in self._native.locals(rank)]
 
+    def pieces(self, rank: int) -> list[Piece]:
+        """What a rank has of quantised tensors that rules placed by their logical names."""
+        return [
+            Piece(name, dtype, tuple(shape), tuple(start), tuple(parts))
+            for name, dtype, shape, start, parts in _plan_pieces(self._native, rank)
+        ]
+
     def bytes(self, rank: int, *, profile: str | None = None) -> RankBytes:
         """What a rank reads: needed, read, and how, tensor by tensor. `profile` is `"nvme"`,
         `"nfs"`, `"s3"` or `"page_cache"`; by default it is found out where the files lie.
@@ -239,6 +264,7 @@ class Plan:
         progress: ProgressLike = None,
         verify: bool = False,
         timeout: float | None = None,
+        dequantize: bool = False,
     ) -> dict[str, Any]:
         """Reads what a rank needs, and no more.
 
@@ -263,6 +289,8 @@ class Plan:
             threads, strategy, progress, verify: as for `Checkpoint.load`.
             profile: as for `bytes`.
             timeout: seconds that ranks wait for each other.
+            dequantize: pieces of quantised tensors as numbers under their logical names, instead of
+                their parts. In mode `"direct"`, without `into`.
 
         Returns:
             The rank's tensors by its names, in the order of the plan.
@@ -283,6 +311,11 @@ class Plan:
         who, start = self._start(rank, group, timeout, profile, mode, told)
         way = _modes.settle(start, who, self.ranks, mode, window, timeout, together)
         output = _planned.Output(out, device_mesh)
+        if dequantize:
+            if into is not None or way.mode != "direct" or out != "tensor":
+                text = "dequantize=True is for new tensors, each rank reading for itself"
+                raise _errors.usage(text, "PLAN_QUANTIZED")
+            return _planned.load_numbers(start, select, options, progress, way)
         return _planned.load(start, select, options, into, output, progress, way)
 
     def stream(
@@ -355,9 +388,16 @@ def make(checkpoint: Checkpoint, what: Any, rules: Any, options: Mapping[str, An
 
         request = _rules.request(checkpoint, what, rules, **options)
     by_rule = request.pop("rules", None)
+    quantized, cuts = request.pop("quantized", None), request.pop("cuts", "lossless")
+    if cuts not in CUTS:
+        raise _errors.usage(f"cuts must be one of {', '.join(CUTS)}, not {cuts!r}", "CUTS")
     if by_rule is None:
+        if quantized is not None:
+            raise _errors.usage("quantized= goes with rules", "PLAN_FORM")
         return Plan(_plan_request(checkpoint._handle, json.dumps(request)), checkpoint)
     if request.get("targets"):
         raise _errors.usage("a request has targets or rules, not both", "PLAN_FORM")
     of = json.dumps({**request, "targets": []})
-    return Plan(_plan_rules(checkpoint._handle, of, json.dumps(by_rule)), checkpoint)
+    said = None if quantized is None else json.dumps(dict(quantized))
+    native = _plan_rules(checkpoint._handle, of, json.dumps(by_rule), said, cuts)
+    return Plan(native, checkpoint)

@@ -11,7 +11,14 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tonnage import _arrays, _device, _errors, _into, _load, _modes
-from tonnage._native import _Cancel, _castable, _plan_read, _plan_submit
+from tonnage._native import (
+    _Cancel,
+    _castable,
+    _plan_dequantize,
+    _plan_pieces,
+    _plan_read,
+    _plan_submit,
+)
 from tonnage._progress import ProgressLike
 
 if TYPE_CHECKING:
@@ -114,6 +121,73 @@ def load(
     report.seconds = perf_counter() - began
     rank.checkpoint.report = report
     return loaded
+
+
+def load_numbers(
+    rank: Rank,
+    select: _load.Select,
+    options: _load.Options,
+    progress: ProgressLike,
+    way: _modes.Way,
+) -> dict[str, Any]:
+    """`Plan.load(dequantize=True)`: pieces of quantised tensors under their logical names, one
+    after the other, and the rank's plain tensors.
+    """
+    began, report = perf_counter(), _load.Report()
+    pieces = _plan_pieces(rank.native, rank.rank)
+    parts = {part for piece in pieces for part in piece[4]}
+    plain = [one for one in items_of(rank, None, options.dtype) if one.name not in parts]
+    chosen = _chosen(rank, select, [one.name for one in plain] + [piece[0] for piece in pieces])
+    plain = [one for one in plain if one.name in chosen]
+    targets, goes = _device.targets_of(
+        options.device, options.framework, [piece[0] for piece in pieces]
+    )
+    with _load._Bar(progress, sum(one.nbytes for one in plain), "load") as bar:
+        loaded = _load_new(rank, plain, options, report, bar, way) if plain else {}
+    wanted = None if options.dtype is None else _load.cast_target(options.dtype)
+    for at, (name, dtype, shape, _, _) in enumerate(pieces):
+        if name not in chosen:
+            continue
+        row = wanted or _arrays.row_of(dtype, name)
+        target = targets[goes[at]]
+        arrays = _arrays.arrays(target.framework or options.framework)
+        slot = arrays.empty(row, tuple(shape))
+        run = _plan_dequantize(
+            rank.native,
+            rank.checkpoint._handle,
+            rank.rank,
+            at,
+            slot.target,
+            row.name,
+            max(options.settings.staging, 1 << 20),
+            options.threads,
+            None,
+            options.verify,
+            options.strategy,
+            rank.profile,
+        )
+        report.add(_device.Done(*run[:6]))
+        report.needed += run[6]
+        tensor = arrays.finish(slot, row, tuple(shape))
+        loaded[name] = tensor if target.way == "host" else arrays.put(tensor, options.device)
+    report.mode, report.mode_reason = way.mode, way.reason
+    report.loaded = len(loaded)
+    report.seconds = perf_counter() - began
+    rank.checkpoint.report = report
+    return loaded
+
+
+def _chosen(rank: Rank, select: _load.Select, names: Sequence[str]) -> set[str]:
+    if select is None:
+        return set(names)
+    if callable(select):
+        raise _errors.usage("with dequantize=True, select is names and patterns", "SELECT")
+    patterns = [select] if isinstance(select, str) else list(select)
+    chosen = {name for name in names if _load.selects(patterns, name)}
+    if not chosen:
+        text = f"rank {rank.rank} has nothing that matches {select!r}"
+        raise _errors.make("Usage", text, code="UNKNOWN_TENSOR")
+    return chosen
 
 
 def _load_new(

@@ -18,6 +18,7 @@ pub mod dlpack;
 pub mod driver;
 mod error;
 pub mod find;
+pub mod gds;
 pub mod host;
 mod id;
 #[cfg(target_vendor = "apple")]

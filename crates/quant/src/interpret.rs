@@ -427,7 +427,7 @@ fn part<'a>(parts: &'a Bytes<'_>, role: Role) -> Result<&'a [u8], Error> {
         .ok_or_else(|| Error::new(Reason::Missing, format!("the part {role:?} is missing")))
 }
 
-fn table(bytes: &[u8]) -> Vec<f32> {
+pub(crate) fn table(bytes: &[u8]) -> Vec<f32> {
     let (entries, _) = bytes.as_chunks::<4>();
     entries
         .iter()
@@ -437,7 +437,7 @@ fn table(bytes: &[u8]) -> Vec<f32> {
 }
 
 /// The group of each column, from 32-bit integers.
-fn group_index(bytes: &[u8], columns: u64) -> Result<Vec<u64>, Error> {
+pub(crate) fn group_index(bytes: &[u8], columns: u64) -> Result<Vec<u64>, Error> {
     let (entries, _) = bytes.as_chunks::<4>();
     if entries.len() as u64 != columns {
         return Err(Error::new(

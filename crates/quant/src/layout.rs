@@ -348,7 +348,7 @@ impl Plane {
     }
 
     /// The address of bit `bit` of the code at an index that the layout holds.
-    fn address(&self, index: &[u64], bit: u32) -> u64 {
+    pub(crate) fn address(&self, index: &[u64], bit: u32) -> u64 {
         let mut at = self.base as i64;
         for (axis, (digits, &coordinate)) in self.axes.iter().zip(index).enumerate() {
             at = at.wrapping_add(match self.stream.filter(|s| s.axis == axis) {
@@ -375,7 +375,7 @@ impl Plane {
     }
 
     /// How many bits from `bit` on lie side by side.
-    fn run(&self, index: &[u64], bit: u32) -> u32 {
+    pub(crate) fn run(&self, index: &[u64], bit: u32) -> u32 {
         match self.stream {
             None => self.bits - bit,
             Some(stream) => {
@@ -390,7 +390,7 @@ impl Plane {
 }
 
 /// What a coordinate adds to the address.
-fn along(digits: &[Digit], mut coordinate: u64) -> i64 {
+pub(crate) fn along(digits: &[Digit], mut coordinate: u64) -> i64 {
     let mut at = 0_i64;
     for digit in digits {
         let value = coordinate % digit.extent;

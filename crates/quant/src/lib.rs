@@ -8,6 +8,7 @@
 //! - a fast path gives the bits that the interpreter gives.
 
 mod arch;
+pub mod dequantize;
 pub mod descriptor;
 mod error;
 pub mod ggml;

@@ -73,7 +73,8 @@ pub extern "C" fn cuFileDriverOpen() -> Status {
     if let Err(cuda) = ready {
         return Status { error: 5011, cuda };
     }
-    match lock().settings.gds_open {
+    let how = lock().settings.gds_open;
+    match how {
         GdsOpen::Works => {}
         GdsOpen::Fails => return status(|_| Err(NOT_INITIALIZED)),
         GdsOpen::Aborts => std::process::abort(),

@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
-use tonnage_device::{Cause, Device, DeviceId, Error as DeviceError, Memory, Pool, Stream};
+use tonnage_device::{Cause, Device, DeviceId, Error as DeviceError, Memory, Pool, Stream, gds};
 use tonnage_engine::{
     self as engine, Cancel, DeviceReport, Failed, Pipeline, PipelineOptions, SharedProgress,
     Strategy,
@@ -55,6 +55,9 @@ pub struct DeviceLoad {
     /// Where staging slots come from; by default the process's pool, or one of its own for a budget that is
     /// larger than that.
     pub pool: Option<Arc<Pool>>,
+    /// Asks for GPUDirect Storage on CUDA devices; without a setting it is never tried. Where it does not work, and
+    /// with `verify`, bytes go through the staging memory, and the report says why.
+    pub gds: Option<gds::Settings>,
 }
 
 impl fmt::Debug for DeviceLoad {
@@ -72,6 +75,7 @@ impl fmt::Debug for DeviceLoad {
             .field("verify", &self.verify)
             .field("progress", &self.progress.is_some())
             .field("cancel", &self.cancel)
+            .field("gds", &self.gds)
             .finish()
     }
 }
@@ -103,6 +107,7 @@ impl DeviceLoad {
             progress: self.progress.clone(),
             total,
             check: verifying.map(|verifying| Arc::clone(verifying) as _),
+            gds: self.gds.as_ref().map_or(gds::Use::Off, gds::Use::wanted),
         };
         let pipeline = Pipeline::start(map.devices.clone(), options).map_err(Failed::into_error)?;
         for &(device, stream) in &self.after {

@@ -33,6 +33,7 @@ pub mod names;
 mod open;
 pub mod plan;
 mod publish;
+pub mod quant;
 mod save;
 pub mod sharded;
 mod shards;

@@ -115,6 +115,7 @@ const UNSAFE: &[&str] = &[
     "crates/device/src/driver/call.rs",
     "crates/device/src/driver/device.rs",
     "crates/device/src/driver/table.rs",
+    "crates/device/src/gds/table.rs",
     "crates/device/src/host.rs",
     // Signatures that state a caller's promise; no unsafe operation.
     "crates/device/src/lib.rs",

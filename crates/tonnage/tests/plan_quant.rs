@@ -7,6 +7,7 @@ mod samples;
 use std::collections::BTreeMap;
 
 use samples::{Rng, Sample, sample};
+use tonnage::engine::Options;
 use tonnage::plan::{Mesh, PlanLoad, QuantPlan, QuantShard, Request, Rules};
 use tonnage::{Checkpoint, Dtype, Save, TensorData};
 use tonnage_quant::descriptor::Role;
@@ -125,6 +126,17 @@ impl Case {
             {
                 let values = shard.values(|name| Some(loaded.get(name)?.1)).unwrap();
                 self.put(shard, &bits(&values), &mut all);
+                // And as the façade does it by itself, in another dtype.
+                let mut halves = vec![0; 2 * values.len()];
+                let quiet = PlanLoad::default();
+                let options = Options::default();
+                load.dequantize(rank, shard, Dtype::BF16, &mut halves, &quiet, &options)
+                    .unwrap();
+                let wanted: Vec<u8> = values
+                    .iter()
+                    .flat_map(|value| half::bf16::from_f32(*value).to_le_bytes())
+                    .collect();
+                assert!(halves == wanted);
             }
             let io = load.io(rank, None).unwrap();
             notes += &tonnage::plan::explain(&plan.plan, rank, &io).unwrap();
@@ -151,7 +163,8 @@ impl Case {
 fn ranks_together_have_the_tensor_of_every_scheme() {
     let mut planned = BTreeMap::<&str, usize>::new();
     for scheme in Scheme::all() {
-        for seed in 1..8 {
+        // Of groups that run down the columns nothing is cut.
+        for seed in 1..if scheme.name == "hqq" { 16 } else { 4 } {
             let case = of(sample(scheme.name, &mut Rng(seed << 33 | 0x51)));
             for ranks in [2, 3, 4] {
                 for axis in 0..case.shape.len() {
@@ -172,7 +185,7 @@ fn ranks_together_have_the_tensor_of_every_scheme() {
             }
         }
         assert!(
-            planned.get(scheme.name) > Some(&5),
+            planned.get(scheme.name) > Some(&2),
             "{}: {planned:?}",
             scheme.name
         );

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .. import _checkpoint, _errors, _load
-from .._checkpoint import Checkpoint, TensorRef
+from .._checkpoint import Checkpoint
 from .._dropin import Path
 from .._native import SafetensorError
 from . import _placed
@@ -72,8 +72,8 @@ def load_model(
 
     Args:
         model: its state may lie anywhere, or on the meta device. Of a `DTensor` (FSDP2, tensor
-            parallelism) each rank reads the part that its placements give it, with no
-            communication.
+            parallelism) each rank reads the part that its placements give it, by a plan of all
+            ranks that is proven before a byte is read, with no communication.
         filename: a file; a folder or an index file of a checkpoint of many; or what
             `tonnage.open` gave.
         strict: names that are missing or unexpected are a `RuntimeError`; shapes that do not fit
@@ -198,23 +198,28 @@ def _read_from(
                 state |= checkpoint.load(
                     chosen.__contains__, framework="torch", device=device, dtype=wanted
                 )
-    for name in sorted(parts & checkpoint.keys()):
-        state[name] = _part(checkpoint[name], own[name], name, name in plan.assigned, dtype)
-    return state
+    return state | _parts(checkpoint, own, parts & checkpoint.keys(), plan, dtype)
 
 
-def _part(ref: TensorRef, like: Any, name: str, assigned: bool, dtype: Any) -> Any:
-    """This rank's part of a tensor, as a DTensor; the tensor's shape alone where that differs."""
-    if tuple(ref.shape) != tuple(like.shape):
-        return torch.empty(ref.shape, device="meta")
-    part = _placed.part_of(like.shape, like.device_mesh, like.placements, name)
-    cast = _torch_dtype(dtype) if assigned and dtype is not None else None
-    return _placed.distributed(_placed.read(ref, part, cast, _placed.device_of(like)), like)
-
-
-def _torch_dtype(dtype: object) -> Any:
-    row = _load.cast_target(dtype)
-    return getattr(torch, row.torch or "")
+def _parts(
+    checkpoint: Checkpoint, own: Mapping[str, Any], names: set[str], plan: _Plan, dtype: object
+) -> dict[str, Any]:
+    """This rank's parts of tensors, as DTensors; of those with another shape the shape alone."""
+    fits = {
+        name: own[name]
+        for name in sorted(names)
+        if tuple(checkpoint[name].shape) == tuple(own[name].shape)
+    }
+    casts: dict[str, str] = {}
+    if dtype is not None:
+        casts = dict.fromkeys(plan.assigned, _load.cast_target(dtype).name)
+    found = {
+        name: _placed.distributed(local, own[name])
+        for name, local in _placed.read(checkpoint, fits, casts).items()
+    }
+    for name in names - fits.keys():
+        found[name] = torch.empty(checkpoint[name].shape, device="meta")
+    return found
 
 
 def _shared(

@@ -1,133 +1,101 @@
-"""The part of a tensor that this rank owns, by a DTensor's placements, read and nothing else.
+"""The parts of tensors that this rank owns, by DTensors' placements, read by a plan and nothing
+else.
 
-Placements act one mesh axis after the other, left to right. Each cuts the index ranges that the
-ones before have left of its dimension: `Shard` into one part a coordinate, as long as each other
-but for the last ones (`torch.chunk`); `_StridedShard` first into `split_factor` such groups, and
-then takes the coordinate's part of each.
+For each mesh of devices there is one plan of all its ranks, which every rank makes alike from what
+it knows: that each part of a tensor is on some rank, and that what a rank gets is filled exactly
+once, is proven before a byte is read. Ranks don't talk for it.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .. import _errors
+from .. import _arrays, _errors
+from .._native import _castable
+from .._placements import Mesh, Placement, Shard, StridedShard
+from .._rules import targets
 
 if TYPE_CHECKING:
-    from .._checkpoint import TensorRef
-
-#: A range of indices of one dimension.
-Range = tuple[int, int]
-#: A rank's part of a tensor: what it has of each dimension, in order.
-Part = list[list[Range]]
-#: More pieces than this are cut out of whole rows instead of being read one by one.
-_MAX_PIECES = 1024
+    from .._checkpoint import Checkpoint
 
 
-def part_of(shape: Sequence[int], mesh: Any, placements: Sequence[Any], name: str) -> Part:
-    """What this rank owns of a tensor of this (global) shape. A rank outside the mesh owns nothing.
+def read(
+    checkpoint: Checkpoint, like: Mapping[str, Any], casts: Mapping[str, str]
+) -> dict[str, Any]:
+    """This rank's local tensors, for tensors of the checkpoint that are as long as these DTensors.
+
+    Args:
+        checkpoint: it has all of the names.
+        like: the DTensors, by name.
+        casts: dtypes that floats become.
 
     Raises `UnsupportedError` for a placement that gives a rank no values of its own, as `Partial`.
     """
-    part: Part = [[(0, int(extent))] for extent in shape]
+    groups: dict[tuple[Any, torch.device], list[str]] = {}
+    for name, tensor in like.items():
+        groups.setdefault((tensor.device_mesh, device_of(tensor)), []).append(name)
+    found: dict[str, Any] = {}
+    for (mesh, device), names in groups.items():
+        chosen = {name: like[name] for name in names}
+        found |= _read_of_mesh(checkpoint, mesh, chosen, casts, device)
+    return found
+
+
+def _read_of_mesh(
+    checkpoint: Checkpoint,
+    mesh: Any,
+    like: Mapping[str, Any],
+    casts: Mapping[str, str],
+    device: torch.device,
+) -> dict[str, Any]:
+    sizes: list[int] = []
+    wanted = []
+    for name, tensor in like.items():
+        sizes = [int(mesh.size(axis)) for axis in range(len(tensor.placements))]
+        place = {
+            f"axis{axis}": cut
+            for axis, one in enumerate(tensor.placements)
+            if (cut := _placement(one, name)) is not None and sizes[axis] > 1
+        }
+        stored, cast = checkpoint[name].dtype, casts.get(name)
+        cast = cast if cast is not None and _castable(stored, cast) else None
+        wanted.append(targets.Target(name, place=place, dtype=cast))
     coordinate = mesh.get_coordinate()
-    for axis, placement in enumerate(placements):
-        if placement.is_replicate():
-            continue
-        if not hasattr(placement, "dim"):
-            text = f"{name}: a tensor placed as {placement} cannot be loaded into"
-            raise _errors.make("Unsupported", text, code="PLACEMENT", tensor=name)
-        dim = placement.dim % len(part)
-        if coordinate is None:
-            part[dim] = []
-            continue
-        size, own = int(mesh.size(axis)), int(coordinate[axis])
-        groups = int(getattr(placement, "split_factor", 1))
-        total = sum(stop - start for start, stop in part[dim])
-        mine = []
-        for start, stop in (_chunk(0, total, groups, at) for at in range(groups)):
-            mine += _within(part[dim], _chunk(start, stop, size, own))
-        part[dim] = _joined(mine)
     if coordinate is None:
-        return [[] for _ in part] or [[]]
-    return part
+        # A rank outside the mesh owns nothing.
+        return {one.name: _nothing(checkpoint, one, like[one.name], device) for one in wanted}
+    ranks = Mesh({f"axis{axis}": size for axis, size in enumerate(sizes)})
+    plan = checkpoint.plan(targets.request(ranks, wanted, unread="allow"))
+    # Tensors that the module has no place for may stay unread, none of these.
+    if left := set(plan.proof.unread).intersection(like):
+        text = f"no rank of the mesh has all of {min(left)}"
+        raise _errors.usage(text, "PLAN_UNREAD", tensor=min(left))
+    rank = 0
+    for size, at in zip(sizes, coordinate, strict=True):
+        rank = rank * size + int(at)
+    return plan.load(rank, framework="torch", device=str(device))
 
 
-def _chunk(start: int, stop: int, count: int, at: int) -> Range:
-    """Part `at` of `count` of a range, as `torch.chunk` cuts it; the last ones may be empty."""
-    length = -(-(stop - start) // count)
-    return min(start + length * at, stop), min(start + length * (at + 1), stop)
+def _placement(found: Any, name: str) -> Placement | None:
+    """A placement of PyTorch as one of ours; `None` for a replica."""
+    if found.is_replicate():
+        return None
+    if not hasattr(found, "dim"):
+        text = f"{name}: a tensor placed as {found} cannot be loaded into"
+        raise _errors.make("Unsupported", text, code="PLACEMENT", tensor=name)
+    groups = getattr(found, "split_factor", None)
+    return Shard(found.dim) if groups is None else StridedShard(found.dim, int(groups))
 
 
-def _within(ranges: Sequence[Range], wanted: Range) -> list[Range]:
-    """The indices at the positions `wanted` of the ranges, strung together."""
-    found, before = [], 0
-    for start, stop in ranges:
-        first = max(wanted[0] - before, 0)
-        last = min(wanted[1] - before, stop - start)
-        if first < last:
-            found.append((start + first, start + last))
-        before += stop - start
-    return found
-
-
-def _joined(ranges: Sequence[Range]) -> list[Range]:
-    found: list[Range] = []
-    for start, stop in ranges:
-        if found and found[-1][1] == start:
-            found[-1] = (found[-1][0], stop)
-        else:
-            found.append((start, stop))
-    return found
-
-
-def extents(part: Part) -> tuple[int, ...]:
-    """The shape of a part."""
-    return tuple(sum(stop - start for start, stop in ranges) for ranges in part)
-
-
-def read(ref: TensorRef, part: Part, dtype: Any, device: Any) -> Any:
-    """This part of a tensor of a checkpoint. Of its bytes those are read that the part needs, and
-    what lies in gaps too small to skip.
-
-    `dtype` casts floats; `None` leaves them.
-    """
-    shape = extents(part)
-    pieces = 1
-    for ranges in part:
-        pieces *= len(ranges)
-    if 0 in shape:
-        # Nothing is read, and what it is made of is the dtype alone.
-        none = ref.slice(tuple(slice(0, 0) for _ in shape), "torch")
-        return _finished(none.new_empty(shape), dtype, device)
-    if pieces == 1:
-        local = ref.slice(tuple(slice(*ranges[0]) for ranges in part), "torch")
-        return _finished(local, dtype, device)
-    if pieces > _MAX_PIECES:
-        local = ref.slice(tuple(slice(one[0][0], one[-1][1]) for one in part), "torch")
-        for dim, ranges in enumerate(part):
-            first = ranges[0][0]
-            at = [torch.arange(start - first, stop - first) for start, stop in ranges]
-            local = local.index_select(dim, torch.cat(at))
-        return _finished(local, dtype, device)
-    made: Any = None
-    starts = [list(itertools.accumulate((b - a for a, b in one), initial=0)) for one in part]
-    for piece in itertools.product(*(range(len(ranges)) for ranges in part)):
-        here = [part[dim][at] for dim, at in enumerate(piece)]
-        values = ref.slice(tuple(slice(*one) for one in here), "torch")
-        if made is None:
-            made = values.new_empty(shape)
-        target = tuple(slice(starts[dim][at], starts[dim][at + 1]) for dim, at in enumerate(piece))
-        made[target] = values
-    return _finished(made, dtype, device)
-
-
-def _finished(local: Any, dtype: Any, device: Any) -> Any:
-    cast = dtype if dtype is not None and local.is_floating_point() else local.dtype
-    return local.to(device=device, dtype=cast)
+def _nothing(
+    checkpoint: Checkpoint, target: targets.Target, like: Any, device: torch.device
+) -> torch.Tensor:
+    row = _arrays.row_of(target.dtype or checkpoint[target.name].dtype, target.name)
+    empty = [0] * max(len(like.shape), 1)
+    return torch.empty(empty, dtype=getattr(torch, row.torch or ""), device=device)
 
 
 def distributed(local: Any, like: Any) -> Any:

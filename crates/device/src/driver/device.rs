@@ -12,6 +12,7 @@ use std::marker::PhantomData;
 use std::path::Path;
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::sync::OnceLock;
 
 use super::call::{INVALID_DEVICE, NO_DEVICE, OUT_OF_MEMORY, Was};
 use super::queue::DriverQueue;
@@ -248,6 +249,7 @@ impl Device for DriverDevice {
             address: 0,
             len,
             owner: None,
+            taken: OnceLock::new(),
         };
         if len == 0 {
             return Ok(Arc::new(memory));
@@ -331,6 +333,7 @@ impl Device for DriverDevice {
             address,
             len,
             owner: Some(Owner(owner)),
+            taken: OnceLock::new(),
         }))
     }
 }
@@ -351,6 +354,31 @@ pub(super) struct DriverMemory {
     pub address: u64,
     len: u64,
     owner: Option<Owner>,
+    /// Whether cuFile has it, once that was asked; what gives it back to us.
+    taken: OnceLock<Option<crate::gds::Taken>>,
+}
+
+/// Memory of NVIDIA's driver, for reads of files into it.
+#[derive(Debug)]
+pub(crate) struct CudaMemory<'a>(&'a DriverMemory);
+
+impl<'a> CudaMemory<'a> {
+    /// The memory as such, if it is.
+    pub fn of(memory: &'a dyn DeviceMemory) -> Option<Self> {
+        let memory = memory.as_any().downcast_ref::<DriverMemory>()?;
+        let is = memory.device().kind == Kind::Cuda;
+        is.then_some(CudaMemory(memory))
+    }
+
+    /// Makes its device current until the result is dropped.
+    pub fn enter(&self) -> Result<impl Sized + 'a, Error> {
+        self.0.shared.enter()
+    }
+
+    /// Has cuFile take it, the first time.
+    pub fn register(&self, take: impl FnOnce() -> Option<crate::gds::Taken>) {
+        self.0.taken.get_or_init(take);
+    }
 }
 
 impl DriverMemory {
@@ -380,6 +408,10 @@ impl DeviceMemory for DriverMemory {
 
 impl Drop for DriverMemory {
     fn drop(&mut self) {
+        if let Some(Some(taken)) = self.taken.take() {
+            let _entered = self.shared.enter();
+            drop(taken);
+        }
         // A driver waits for whatever still uses the memory, frameworks' work included.
         if self.owner.is_none()
             && self.address != 0

@@ -10,4 +10,5 @@ mod queue;
 mod remedy;
 mod table;
 
+pub(crate) use device::CudaMemory;
 pub use device::{Driver, DriverDevice};

@@ -70,10 +70,12 @@ pub(super) struct Block {
     /// Bytes behind what is read.
     pub out: usize,
     pub parts: Vec<Part>,
+    /// Whether it is whole pages that may go straight to a card.
+    pub gds: bool,
 }
 
 impl Block {
-    fn new(source: &Arc<dyn Source>, device: usize, mapped: bool, offset: u64) -> Self {
+    pub(super) fn new(source: &Arc<dyn Source>, device: usize, mapped: bool, offset: u64) -> Self {
         Block {
             source: Arc::clone(source),
             device,
@@ -83,6 +85,7 @@ impl Block {
             len: 0,
             out: 0,
             parts: Vec::new(),
+            gds: false,
         }
     }
 
@@ -124,6 +127,8 @@ pub(super) struct Way {
     pub device: usize,
     pub mapped: bool,
     pub pitched: bool,
+    /// Whether large pieces go straight to a card, so that each has blocks of its own.
+    pub gds: bool,
 }
 
 /// Cuts pieces and joins neighbours.
@@ -263,7 +268,9 @@ impl Cutter {
         // What is large and mapped is read straight into its place, so it has a block of its own.
         let alone =
             way.mapped && !gathered && !block.parts.is_empty() || block.straight().is_some();
-        if !near || !same || alone {
+        let joins = gathered && block.parts.iter().all(|part| part.out.is_some());
+        let apart = way.gds && !block.parts.is_empty() && !joins;
+        if !near || !same || alone || apart {
             return 0;
         }
         let used = offset - block.start;

@@ -26,7 +26,12 @@ impl Pace {
         Pace(FIRST_STEP)
     }
 
-    fn took(&mut self, bytes: usize, time: Duration) {
+    /// Bytes of the next read at most, whole pages.
+    pub fn step(&self) -> usize {
+        self.0.next_multiple_of(PAGE as usize)
+    }
+
+    pub fn took(&mut self, bytes: usize, time: Duration) {
         let nanos = time.as_nanos().max(1);
         let fitting = bytes as u128 * STEP.as_nanos() / nanos;
         let fitting = usize::try_from(fitting).unwrap_or(usize::MAX) / MIN_STEP * MIN_STEP;
@@ -76,7 +81,7 @@ pub(super) fn read(
         let mut at = 0;
         while at < wanted {
             check(shared)?;
-            let step = pace.0.next_multiple_of(PAGE as usize).min(room - at);
+            let step = pace.step().min(room - at);
             let (dst, offset) = (part_of(slot, at, step)?, block.start + at as u64);
             let start = Instant::now();
             direct
@@ -141,7 +146,7 @@ pub(super) fn read_buffered(
     Ok(())
 }
 
-fn check(shared: &Shared) -> Result<(), Error> {
+pub(super) fn check(shared: &Shared) -> Result<(), Error> {
     if shared.is_cancelled() {
         return Err(Error::Cancelled);
     }

@@ -19,6 +19,8 @@
 //!   [`Pipeline::after`], in whose order the memory was allocated; nothing waits for the whole device.
 //! * **The first failure ends it**, and [`Failed`] says which source, bytes and tag it was about. A raised
 //!   [`Cancel`](crate::Cancel) ends it within milliseconds.
+//! * **GPUDirect Storage, where it is asked for and works**: whole pages of large pieces go from the disk to a CUDA
+//!   device without the host's memory; whatever is in its way, the ring does it ([`PipelineOptions::gds`]).
 //! * **However it ends, copies are over first**: dropping a pipeline joins its threads, whose tickets wait.
 //!   No slot is freed or lent again before.
 //!
@@ -43,6 +45,7 @@ mod back;
 mod block;
 mod failure;
 mod fill;
+mod gds;
 mod options;
 mod piece;
 mod reader;
@@ -166,7 +169,7 @@ impl Pipeline {
             cutter.add(piece, way);
         }
         let empty = without_bytes(&pieces);
-        let blocks = cutter.finish();
+        let blocks = gds::cut(cutter.finish(), &self.shared.options, &self.shared.devices);
         let busy = threads.running.len() + blocks.len();
         self.shared.submit(blocks, empty);
         while threads.running.len() < ring.threads.min(busy) {
@@ -212,6 +215,7 @@ impl Pipeline {
                 device: at,
                 mapped: piece.memory.with_host(0..0, &mut |_| ()),
                 pitched: device.info().pitched,
+                gds: gds::goes(&self.shared.options, &**device),
             }),
         }
     }
@@ -249,7 +253,10 @@ impl Pipeline {
             }
             (Strategy::Direct | Strategy::Buffered, _) => "as asked".to_owned(),
         };
-        (threads, reason)
+        match gds::why_not(&self.shared.options, &self.shared.devices) {
+            Some(why) => (threads, format!("no GPUDirect Storage: {why}; {reason}")),
+            None => (threads, reason),
+        }
     }
 
     /// Waits for the next tags whose every byte has arrived. `None` when nothing is under way; more may be
@@ -307,10 +314,15 @@ impl Pipeline {
 
     fn report(&self, threads: usize, reason: &str) -> DeviceReport {
         let counts = &self.shared.counts;
-        let (read, direct) = (
+        let (read, direct, straight) = (
             counts.bytes_read.load(Ordering::Relaxed),
             counts.bytes_direct.load(Ordering::Relaxed),
+            counts.bytes_gds.load(Ordering::Relaxed),
         );
+        let reason = match self.shared.straight.refused() {
+            Some(why) => format!("{reason}; not all by GPUDirect Storage: {why}"),
+            None => reason.to_owned(),
+        };
         DeviceReport {
             seconds: self.start.elapsed().as_secs_f64(),
             bytes: self.shared.submitted(),
@@ -320,12 +332,14 @@ impl Pipeline {
             transfers: counts.transfers.load(Ordering::Relaxed),
             peak_staging: counts.peak_staging.load(Ordering::Relaxed),
             threads,
+            bytes_gds: straight,
             strategy: match direct {
+                _ if straight > read / 2 => "gds",
                 0 => "buffered",
                 _ if direct == read => "direct",
                 _ => "direct and buffered",
             },
-            reason: reason.to_owned(),
+            reason,
         }
     }
 }

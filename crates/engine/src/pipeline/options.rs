@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use tonnage_device::Pool;
+use tonnage_device::gds::Use;
 
 use crate::control::{Cancel, Check, Progress};
 use crate::strategy::Strategy;
@@ -32,6 +33,9 @@ pub struct PipelineOptions {
     pub total: Option<u64>,
     /// Looks at each block that is read, before it goes to the device.
     pub check: Option<Arc<dyn Check + Send + Sync>>,
+    /// Whether whole pages of large pieces go from a file straight to a CUDA device, past the host. With a
+    /// [`PipelineOptions::check`] they do not.
+    pub gds: Use,
 }
 
 impl Default for PipelineOptions {
@@ -46,6 +50,7 @@ impl Default for PipelineOptions {
             progress: None,
             total: None,
             check: None,
+            gds: Use::Off,
         }
     }
 }
@@ -62,6 +67,7 @@ impl fmt::Debug for PipelineOptions {
             .field("progress", &self.progress.is_some())
             .field("total", &self.total)
             .field("check", &self.check.is_some())
+            .field("gds", &self.gds)
             .finish()
     }
 }
@@ -134,6 +140,8 @@ pub struct DeviceReport {
     pub bytes_read: u64,
     /// Of these, past the page cache.
     pub bytes_direct: u64,
+    /// Of these, straight to a device, by GPUDirect Storage.
+    pub bytes_gds: u64,
     /// Calls that read.
     pub reads: u64,
     /// Copies to the device.
@@ -142,7 +150,7 @@ pub struct DeviceReport {
     pub peak_staging: u64,
     /// Threads that read.
     pub threads: usize,
-    /// The way taken: "direct", "buffered", or both.
+    /// The way taken: "direct", "buffered", or both; "gds" where most bytes went straight to a device.
     pub strategy: &'static str,
     /// Why.
     pub reason: String,

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use tonnage_device::{Cause, Device, DeviceId, Memory, Queue, Slot, Ticket, Transfer};
 
@@ -26,6 +27,8 @@ struct UnderWay {
 struct Lane {
     queue: Box<dyn Queue>,
     seen: u64,
+    /// As `seen`, when this thread last waited for all of it.
+    drained: u64,
 }
 
 pub(super) struct Reader {
@@ -103,6 +106,10 @@ impl Reader {
 
     fn bring(&mut self, block: &Block) -> Result<(), Failed> {
         let failed = |error| Failed::at(error, Place::of(block));
+        if block.gds && self.read_by_gds(block).map_err(failed)? {
+            self.shared.land(&tags(block), block.wanted());
+            return Ok(());
+        }
         if let Some(part) = block.straight()
             && fill::direct_for(block, self.shared.options.strategy).is_none()
         {
@@ -149,6 +156,48 @@ impl Reader {
             place: Place::of(block),
         });
         Ok(())
+    }
+
+    /// Reads from the file straight to the device. False if that did not work: then the ring does it, and says
+    /// what is wrong with the file, if something is.
+    fn read_by_gds(&mut self, block: &Block) -> Result<bool, Error> {
+        let shared = Arc::clone(&self.shared);
+        let file = shared.straight.file(&block.source, &shared.options);
+        let (Some(file), [part]) = (file, &block.parts[..]) else {
+            return Ok(false);
+        };
+        // cuFile follows no stream.
+        let lane = self.lane(block.device)?;
+        if lane.drained != lane.seen {
+            lane.queue.drain().map_err(Error::Device)?;
+            lane.drained = lane.seen;
+        }
+        let mut done = 0;
+        while done < block.len {
+            fill::check(&shared)?;
+            let step = self.pace.step().min(block.len - done);
+            let (offset, at) = (block.offset() + done as u64, part.at + done as u64);
+            let start = Instant::now();
+            let why = match file.read(offset, &*part.memory, at, step) {
+                Ok(got) if got == step => None,
+                Ok(got) => Some(format!("a read gave {got} bytes of {step}")),
+                Err(error) => Some(error.to_string()),
+            };
+            if let Some(why) = why {
+                let label = block.source.label();
+                shared
+                    .straight
+                    .refuse(&block.source, format!("{label}: {why}"));
+                return Ok(false);
+            }
+            self.pace.took(step, start.elapsed());
+            shared.counts.reads.fetch_add(1, Ordering::Relaxed);
+            done += step;
+        }
+        let bytes = block.len as u64;
+        shared.counts.bytes_gds.fetch_add(bytes, Ordering::Relaxed);
+        shared.counts.bytes_read.fetch_add(bytes, Ordering::Relaxed);
+        Ok(true)
     }
 
     /// Reads into memory that the host reaches, without a slot between.
@@ -233,6 +282,7 @@ impl Reader {
             None => place.insert(Lane {
                 queue: of.queue().map_err(Error::Device)?,
                 seen: 0,
+                drained: 0,
             }),
         };
         let (streams, seen) = self.shared.streams(of.info().id, lane.seen);

@@ -9,6 +9,7 @@ use tonnage_device::{Device, DeviceId, Stream};
 
 use super::block::Block;
 use super::failure::Failed;
+use super::gds::Straight;
 use super::options::PipelineOptions;
 use crate::control::{Error, Progress};
 
@@ -20,6 +21,8 @@ pub(super) struct Shared {
     pub devices: Vec<Arc<dyn Device>>,
     pub options: PipelineOptions,
     pub counts: Counts,
+    /// Files that are read without the ring.
+    pub straight: Straight,
     state: Mutex<State>,
     work: Condvar,
     news: Condvar,
@@ -55,6 +58,7 @@ impl State {
 pub(super) struct Counts {
     pub bytes_read: AtomicU64,
     pub bytes_direct: AtomicU64,
+    pub bytes_gds: AtomicU64,
     pub reads: AtomicU64,
     pub transfers: AtomicU64,
     staging: AtomicU64,
@@ -87,6 +91,7 @@ impl Shared {
             devices,
             options,
             counts: Counts::default(),
+            straight: Straight::default(),
             state: Mutex::default(),
             work: Condvar::new(),
             news: Condvar::new(),

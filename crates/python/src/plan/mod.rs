@@ -3,13 +3,14 @@
 //! What a rank's tensors are in a framework, and who agrees with whom, lives in Python (`tonnage._plan`).
 
 mod load;
+mod quant;
 mod reshard;
 mod together;
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use pyo3::wrap_pyfunction;
-use tonnage::plan::{self, IoProfile, Plan, Proof, Request, Rules};
+use tonnage::plan::{self, IoProfile, Plan, Proof, QuantPlan, QuantShard, Request};
 
 use crate::paved::failure::{raise, usage};
 use crate::paved::handle::Handle;
@@ -28,6 +29,8 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(load::html, module)?)?;
     module.add_function(wrap_pyfunction!(load::fits, module)?)?;
     module.add_function(wrap_pyfunction!(load::read, module)?)?;
+    module.add_function(wrap_pyfunction!(quant::pieces, module)?)?;
+    module.add_function(wrap_pyfunction!(quant::dequantize, module)?)?;
     module.add_function(wrap_pyfunction!(load::submit, module)?)
 }
 
@@ -36,6 +39,8 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
 pub struct NativePlan {
     pub plan: Plan,
     proof: Proof,
+    /// What its tensors are pieces of, where they are quantised. A plan from JSON does not know.
+    shards: Vec<QuantShard>,
 }
 
 fn failed(error: plan::PlanError) -> PyErr {
@@ -62,28 +67,25 @@ fn plan_request(py: Python<'_>, handle: &Handle, request: &str) -> PyResult<Nati
         let request = Request::from_json(request)?;
         handle.checkpoint.plan_request(&request)
     });
-    NativePlan::proven(py, made.map_err(|e| raise(&e))?)
+    NativePlan::proven(py, made.map_err(|e| raise(&e))?, Vec::new())
 }
 
 /// Plans all tensors of a checkpoint by rules, as JSON. `of` is a request without targets: the mesh, and what may
-/// stay unread or be read several times.
+/// stay unread or be read several times. Quantised tensors are placed as what they mean: `said` describes them, where the
+/// checkpoint does not; `fallback` is what may be done where their scales don't allow a cut.
 #[pyfunction]
-#[pyo3(name = "_plan_rules")]
-fn plan_rules(py: Python<'_>, handle: &Handle, of: &str, rules: &str) -> PyResult<NativePlan> {
-    let made = py.detach(|| {
-        let of = Request::from_json(of)?;
-        let table = handle.checkpoint.plan_table()?;
-        let made = Rules::from_json(rules)?.request(&table, &of.mesh()?)?;
-        Ok(plan::build(
-            &table,
-            &Request {
-                unread: of.unread,
-                repeated: of.repeated,
-                ..made
-            },
-        )?)
-    });
-    NativePlan::proven(py, made.map_err(|e: tonnage::Error| raise(&e))?)
+#[pyo3(name = "_plan_rules", signature = (handle, of, rules, said = None, fallback = "lossless"))]
+fn plan_rules(
+    py: Python<'_>,
+    handle: &Handle,
+    of: &str,
+    rules: &str,
+    said: Option<&str>,
+    fallback: &str,
+) -> PyResult<NativePlan> {
+    let made = py.detach(|| quant::rules(handle, of, rules, said, fallback));
+    let QuantPlan { plan, shards } = made.map_err(|e| raise(&e))?;
+    NativePlan::proven(py, plan, shards)
 }
 
 /// What of a target, what of the local tensor, which extents.
@@ -105,9 +107,13 @@ type LocalRow = (
 
 impl NativePlan {
     /// With its proof, which is what `build` has just found as well.
-    fn proven(py: Python<'_>, plan: Plan) -> PyResult<Self> {
+    fn proven(py: Python<'_>, plan: Plan, shards: Vec<QuantShard>) -> PyResult<Self> {
         let proof = py.detach(|| plan.verify()).map_err(failed)?;
-        Ok(NativePlan { plan, proof })
+        Ok(NativePlan {
+            plan,
+            proof,
+            shards,
+        })
     }
 }
 
@@ -117,7 +123,7 @@ impl NativePlan {
     #[staticmethod]
     fn from_json(py: Python<'_>, text: &str) -> PyResult<Self> {
         let plan = py.detach(|| Plan::from_json(text)).map_err(failed)?;
-        Self::proven(py, plan)
+        Self::proven(py, plan, Vec::new())
     }
 
     fn to_json(&self, py: Python<'_>) -> String {

@@ -199,7 +199,8 @@ fn padded_groups(groups: u64, group: u64) -> u64 {
     groups.div_ceil(8).next_multiple_of(several)
 }
 
-fn asymmetric(loose: &Loose, target: &Target) -> bool {
+/// Whether zero points say something.
+pub(super) fn asymmetric(loose: &Loose, target: &Target) -> bool {
     let middle = 1_i64 << (loose.bits - 1);
     let each = match &loose.zero {
         Zeros::Same(zero) => *zero != middle,

@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use super::plan::plan;
+use super::plan::{asymmetric, plan};
 use super::{Kept, Notes, lossy, none_lost, unfit};
 use crate::descriptor::{Bias, Descriptor, Element, Field, Number, Role, Rule, Zero};
 use crate::error::{Error, Reason};
 use crate::interpret::split;
 use crate::layout::low;
 use crate::loose::{self, Loose, unravel};
-use crate::map::QTensor;
+use crate::map::{Confidence, Evidence, Provenance, QTensor};
 use crate::packed::{Packed, rows_of, too_large};
 use crate::scheme::{Param, Part, Parts, bits_of};
 use crate::target::{Form, Target};
@@ -51,6 +51,16 @@ pub(super) fn write(
     let kept = fill(&meaning, &loose, &mut bytes, stated, notes)?;
     let mut tensor = QTensor::preset_of(name, scheme, params, parts)?;
     tensor.dtype = loose.dtype;
+    if loose.is_integer() {
+        let symmetric = !asymmetric(&loose, target);
+        let said = Evidence::new(
+            "symmetric",
+            symmetric,
+            Provenance::Values,
+            Confidence::Certain,
+        );
+        tensor.evidence.push(said);
+    }
     Ok((Packed::new(tensor, bytes)?, kept))
 }
 

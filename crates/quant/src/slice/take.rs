@@ -151,14 +151,16 @@ fn blocks(
     };
     let run = run(&field.layout, span.axis, part.dtype.bitsize() as u64)?;
     let wide = touched.stop - touched.start;
-    let dim = part
-        .shape
-        .iter()
-        .position(|&len| len == wide)
-        .filter(|&dim| {
-            let inner: u64 = part.shape[dim + 1..].iter().product();
-            inner == run.inner
-        });
+    let is_it = |dim: usize| {
+        let (len, rest) = (
+            part.shape.get(dim),
+            part.shape.get(dim + 1..).unwrap_or(&[]),
+        );
+        len == Some(&wide) && rest.iter().product::<u64>() == run.inner
+    };
+    // Most parts have the tensor's axes; some have them turned.
+    let dims = std::iter::once(span.axis).chain(0..part.shape.len());
+    let dim = dims.into_iter().find(|&dim| is_it(dim));
     let (Some(dim), 1, 1) = (dim, run.unit, span.outer) else {
         return Err(refused(
             &part,

@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use tonnage_format::{Dtype, Header, ReadOptions};
-use tonnage_quant::descriptor::Role;
+use tonnage_quant::dequantize::dequantize;
+use tonnage_quant::descriptor::{Float, Role};
 use tonnage_quant::interpret::{Bytes, interpret};
 use tonnage_quant::map::QTensor;
 use tonnage_quant::numbers::{bf16_to_f32, f16_to_f32};
@@ -320,6 +321,21 @@ pub fn compare(case: &Value, told: &Told) -> Result<(), String> {
             values[first],
             wanted[first]
         ));
+    }
+    // The fast way, to the library's own dtype or any other.
+    let mut fast = vec![0; wanted.len() * 4];
+    dequantize(
+        &told.tensor,
+        &data,
+        0..wanted.len() as u64,
+        Float::F32,
+        &mut fast,
+    )
+    .map_err(|e| e.to_string())?;
+    let fast = decoded(Dtype::F32, &fast);
+    let alike = |(a, b): (&f32, &f32)| a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan());
+    if !values.iter().zip(&fast).all(alike) {
+        return Err("the fast way has other values".to_owned());
     }
     // Each part that means something was looked at: without it nothing comes out.
     for role in [Role::Codes, Role::Scale] {

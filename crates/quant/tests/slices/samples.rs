@@ -11,10 +11,11 @@ pub struct Rng(pub u64);
 
 impl Rng {
     pub fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        mixed ^ (mixed >> 31)
     }
 
     pub fn below(&mut self, end: u64) -> u64 {
@@ -214,10 +215,14 @@ fn rows(name: &str, half: Dtype, d: &mut Draft, r: &mut Rng) {
         bits if bits < 5 => 8 / bits,
         _ => 1,
     };
-    let (out, group, groups) = (1 + r.below(20), 16 * (1 + r.below(4)), 1 + r.below(2));
+    let (out, group, groups) = (
+        1 + r.below(20),
+        16 * (1 + r.below(4)),
+        r.pick(&[1, 1, 1, 2]),
+    );
     let (groups, axis) = match (name, bits) {
         ("quanto", 8) => (1, 1),
-        _ => (groups, r.below(2)),
+        _ => (groups, u64::from(r.below(4) > 0)),
     };
     let axis = if name == "hqq" { axis } else { 1 };
     let all = out * groups;

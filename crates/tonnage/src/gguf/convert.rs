@@ -115,7 +115,7 @@ fn carry(
     save_items(&items, target, &with_metadata(checkpoint, &metadata, save))
 }
 
-fn gguf_save<'a>(save: &Save<'a>) -> GgufSave<'a> {
+pub(super) fn gguf_save<'a>(save: &Save<'a>) -> GgufSave<'a> {
     GgufSave {
         durability: save.durability,
         threads: save.threads,

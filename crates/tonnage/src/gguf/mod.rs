@@ -4,6 +4,7 @@
 //! with their types, are here: [`Checkpoint::gguf`].
 
 mod convert;
+mod export;
 mod open;
 mod verify;
 mod write;
@@ -16,6 +17,7 @@ pub use tonnage_foreign::gguf::{
 use crate::checkpoint::Checkpoint;
 
 pub use convert::{Convert, Converted, convert};
+pub use export::{Export, Exported, export};
 pub use write::{GgufContent, GgufItem, GgufSave, save_gguf};
 
 pub(crate) use open::{assemble, find_in, others_of, read_header};

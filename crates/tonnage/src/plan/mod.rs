@@ -43,6 +43,8 @@ pub use auto::{ModelConfig, auto};
 pub use collective::MessageSizes;
 pub use load::{LocalMemory, PlanLoad, Ran};
 pub use quant::{QuantPlan, QuantShard};
+pub use tonnage_quant::map::QuantMap;
+pub use tonnage_quant::slice::Fallback;
 
 pub use reshard::{Origin, SHARDS, rank_file, reshard};
 pub use shm::Meeting;

@@ -6,8 +6,11 @@
 //! done instead: smaller groups, a begun block, or a cut that was moved to where the parts can be cut. A rule that
 //! matches a part by its own name, and not the weight, keeps its old meaning: the part is a tensor like any other.
 
+mod said;
+mod shard;
+mod words;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::fmt::Write as _;
 use std::sync::Arc;
 
 use tonnage_format::Dtype;
@@ -16,12 +19,15 @@ use tonnage_plan::{
     build, matches,
 };
 use tonnage_quant::descriptor::Role;
-use tonnage_quant::interpret::Bytes;
 use tonnage_quant::map::{Meaning, QTensor, QuantMap};
 use tonnage_quant::scheme::Part;
-use tonnage_quant::slice::{Cut, Fallback, How, Step};
+use tonnage_quant::slice::{Cut, Fallback, How};
 use tonnage_quant::{Error as QuantError, Reason};
 
+pub use shard::QuantShard;
+use words::{expr, label, note};
+
+use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 
 /// A plan, and what its tensors are parts of.
@@ -33,42 +39,44 @@ pub struct QuantPlan {
     pub shards: Vec<QuantShard>,
 }
 
-/// What some ranks have of a quantised tensor.
-#[derive(Clone, Debug)]
-pub struct QuantShard {
-    /// The logical name.
-    pub name: String,
-    /// The ranks that have it, in order.
-    pub ranks: Vec<u32>,
-    /// Its first index in the whole tensor.
-    pub start: Vec<u64>,
-    /// What it is.
-    pub cut: Cut,
-    /// The names of its parts, as the ranks call them.
-    pub parts: Vec<(Role, String)>,
-}
-
-impl QuantShard {
-    /// Its values, rounded to its dtype, from the bytes of its parts by name.
+impl Checkpoint {
+    /// Plans all tensors by rules, the quantised ones of a map as what they mean: [`QuantPlan::new`].
     ///
     /// # Errors
-    /// `PLAN_QUANTIZED` for a part that is not there or is another.
-    pub fn values<'a>(&self, bytes: impl Fn(&str) -> Option<&'a [u8]>) -> Result<Vec<f32>> {
-        let found = self.parts.iter();
-        let found = found.filter_map(|(role, name)| Some((*role, bytes(name)?)));
-        let found: Bytes<'a> = found.collect();
-        let count = self
-            .cut
-            .shape
-            .iter()
-            .try_fold(1_u64, |n, &len| n.checked_mul(len));
-        let count = count.and_then(|n| usize::try_from(n).ok());
-        let count = count.ok_or_else(|| Error::from(tonnage_format::Reason::SizeOverflow))?;
-        let mut values = vec![0.0; count];
-        self.cut
-            .values(&found, &mut values)
-            .map_err(|e| refused(e, &self.name))?;
-        Ok(values)
+    /// As [`QuantPlan::new`].
+    pub fn plan_quantized(
+        &self,
+        map: &QuantMap,
+        of: &Request,
+        rules: &Rules,
+        fallback: Fallback,
+    ) -> Result<QuantPlan> {
+        QuantPlan::new(&self.plan_table()?, map, of, rules, fallback)
+    }
+
+    /// The quantised tensors that a checkpoint names itself: the blocks of a GGUF file.
+    ///
+    /// # Errors
+    /// `PLAN_QUANTIZED` for rows that are not whole blocks.
+    pub fn own_quantized(&self) -> Result<QuantMap> {
+        let mut map = QuantMap::default();
+        let Some(files) = self.gguf() else {
+            return Ok(map);
+        };
+        for (_, tensor) in files.tensors() {
+            let Some(row) = self.get(tensor.name).filter(|_| !tensor.ty.is_plain()) else {
+                continue;
+            };
+            let part = Part {
+                name: tensor.name.to_owned(),
+                dtype: Dtype::U8,
+                shape: row.shape().to_vec(),
+            };
+            let made = QTensor::ggml_of(tensor.name, tensor.ty, part);
+            let made = made.and_then(|made| map.insert(made));
+            made.map_err(|error| refused(error, tensor.name))?;
+        }
+        Ok(map)
     }
 }
 
@@ -330,6 +338,8 @@ impl Work<'_> {
             }
             if shared && !matches!(role, Role::Codes | Role::GroupIndex) {
                 self.repeated.push(part.name.clone());
+                // Smaller groups need no padding behind the last one.
+                self.unread.push(part.name.clone());
             }
             if cuts.iter().all(|cut| cut.steps(role).is_empty()) {
                 self.want(part, None, &all, true, None);
@@ -468,84 +478,6 @@ fn gcd(mut a: u64, mut b: u64) -> u64 {
         (a, b) = (b, a % b);
     }
     a
-}
-
-/// Steps as an expression over a part.
-fn expr(part: &Part, steps: &[Step]) -> Expr {
-    let mut shape = part.shape.clone();
-    let reshape = |of: Expr, shape: &[u64]| Expr::Reshape {
-        of: Box::new(of),
-        shape: shape.to_vec(),
-    };
-    steps
-        .iter()
-        .fold(Expr::source(&part.name), |of, step| match step {
-            Step::Reshape(to) => {
-                shape.clone_from(to);
-                reshape(of, to)
-            }
-            &Step::Slice { dim, start, stop } => {
-                if let Some(len) = shape.get_mut(dim) {
-                    *len = stop.saturating_sub(start);
-                }
-                Expr::Slice {
-                    of: Box::new(of),
-                    dim: dim as i64,
-                    start,
-                    stop,
-                    step: 1,
-                }
-            }
-            &Step::Each { dim, times } => {
-                // Each index becomes a dimension of its own, which is then repeated.
-                let mut apart = shape.clone();
-                apart.insert((dim + 1).min(apart.len()), 1);
-                let of = Expr::Repeat {
-                    of: Box::new(reshape(of, &apart)),
-                    dim: dim as i64 + 1,
-                    times,
-                };
-                if let Some(len) = shape.get_mut(dim) {
-                    *len = len.saturating_mul(times);
-                }
-                reshape(of, &shape)
-            }
-        })
-}
-
-/// How a tensor was cut, in a few words.
-fn note(tensor: &QTensor, seat: &Seat, cut: &Cut, moved: &BTreeMap<usize, u64>) -> String {
-    let mut text = tensor.preset();
-    for (axis, &len) in tensor.shape.iter().enumerate() {
-        let (start, size) = (
-            seat.start.get(axis).copied().unwrap_or(0),
-            seat.size.get(axis).copied().unwrap_or(0),
-        );
-        if size == len && cut.how(axis) == How::Clean {
-            continue;
-        }
-        let _ = write!(text, ", axis {axis} {start}:{} of {len}: ", start + size);
-        // Writing to a string never fails.
-        let _ = match moved.get(&axis) {
-            Some(multiple) => write!(text, "uneven, in multiples of {multiple}"),
-            None => write!(text, "{}", cut.how(axis)),
-        };
-    }
-    text
-}
-
-fn label(place: &Place) -> String {
-    if place.is_empty() {
-        return "all".to_owned();
-    }
-    let axes = place.iter().map(|(axis, one)| match one {
-        Placement::Owner(coords) => {
-            let coords: Vec<String> = coords.iter().map(u32::to_string).collect();
-            format!("{axis}={}", coords.join("+"))
-        }
-        _ => axis.clone(),
-    });
-    axes.collect::<Vec<_>>().join(",")
 }
 
 fn refused(error: QuantError, name: &str) -> Error {
