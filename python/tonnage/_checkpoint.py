@@ -443,7 +443,9 @@ class Checkpoint(Mapping[str, TensorRef]):
                 say themselves how they lie (on the meta device is enough); or a request, as a dict.
             rules: with a mesh: a dict of patterns and placements, of which the first that matches a
                 name holds, or `"auto"`: those of the model, by its `config.json`.
-            options: of `"auto"` and of state dicts, such as `unread=`.
+            options: of `"auto"` and of state dicts, such as `unread=`; with a dict of rules, `quantized=`
+                says what quantised tensors mean, and `cuts="aligned"` moves cuts that their scales
+                don't allow (`docs/parallel.md`).
 
         ```python
         plan = ckpt.plan(tonnage.Mesh(tp=2), rules={"*.o_proj.weight": tonnage.Shard(1), ...})

@@ -142,12 +142,17 @@ impl Sliced {
                 format!("{range:?} of axis {axis} of {:?}", self.meaning.view),
             ));
         }
+        let whole = (range.start, range.end) == (0, len);
+        if whole && !matches!(fallback, Fallback::Group(_)) {
+            // Also of a tensor that can't be cut.
+            return Ok(self.clone());
+        }
         let grain = self.granularity(axis)?;
         let smaller = match fallback {
             Fallback::Group(to) => grain.group.filter(|&from| to > 0 && to < from).map(|_| to),
             _ => None,
         };
-        if (range.start, range.end) == (0, len) && smaller.is_none() {
+        if whole && smaller.is_none() {
             return Ok(self.clone());
         }
         let on = |unit: u64| {

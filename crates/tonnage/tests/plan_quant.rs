@@ -246,6 +246,13 @@ fn the_plan_says_how_it_cut() {
         found == case.values && notes.contains("uneven, in multiples of 8"),
         "{notes}"
     );
+    // 768 inputs over 7 ranks don't fall on words of eight: whole groups, one rank without any.
+    let plan = case.plan(7, 1).unwrap();
+    let (found, notes) = case.together(&plan);
+    assert!(
+        found == case.values && notes.contains("uneven, in multiples of 128"),
+        "{notes}"
+    );
     let indexed = gptq(true);
     let plan = indexed.plan(4, 1).unwrap();
     let (found, notes) = indexed.together(&plan);
@@ -291,6 +298,22 @@ fn blocks_of_ggml_are_cut_by_rows_and_between_blocks() {
                 );
             }
         }
+    }
+}
+
+#[test]
+fn what_can_t_be_cut_can_be_on_every_rank() {
+    for name in ["hqq", "quanto", "bitnet", "bnb4"] {
+        let case = of(sample(name, &mut Rng(3)));
+        let table = case.checkpoint.plan_table().unwrap();
+        let of = Request {
+            mesh: vec![("tp".to_owned(), 2)],
+            ..Request::default()
+        };
+        let rules = Rules::from_json(r#"{"*": "replicate"}"#).unwrap();
+        let plan = QuantPlan::new(&table, &case.map, &of, &rules, Fallback::Lossless).unwrap();
+        assert!(case.together(&plan).0 == case.values, "{name}");
+        assert_eq!(plan.shards.len(), 1);
     }
 }
 

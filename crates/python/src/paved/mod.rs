@@ -3,7 +3,7 @@
 //! * [`handle`]: an open checkpoint; [`source`]: what it was opened from.
 //! * [`read`]: bulk reads into Python's memory; [`run`]: Ctrl-C and progress around any long work.
 //! * [`save`]: saving and the streaming writer; [`verify`]: everything that is wrong.
-//! * [`gguf`]: what GGUF headers say; conversions between containers.
+//! * [`gguf`]: what GGUF headers say; conversions between containers. [`packed`]: tensors quantised and converted.
 //! * [`failure`]: the façade's errors as exceptions.
 //!
 //! The Python half (`tonnage._checkpoint` and its neighbours) makes tensors of what comes from here. All
@@ -12,6 +12,7 @@
 pub mod failure;
 mod gguf;
 pub mod handle;
+mod packed;
 pub mod read;
 pub mod run;
 pub(crate) mod save;
@@ -27,6 +28,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<handle::Handle>()?;
     module.add_class::<run::CancelFlag>()?;
     module.add_class::<save::NativeWriter>()?;
+    module.add_class::<packed::PyPacked>()?;
     module.add_function(wrap_pyfunction!(save::save, module)?)?;
     module.add_function(wrap_pyfunction!(verify::verify, module)?)?;
     for function in [
@@ -37,6 +39,10 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
         wrap_pyfunction!(gguf::change, module)?,
         wrap_pyfunction!(gguf::rope_rows, module)?,
         wrap_pyfunction!(gguf::convert_to, module)?,
+        wrap_pyfunction!(packed::quantize, module)?,
+        wrap_pyfunction!(packed::schemes, module)?,
+        wrap_pyfunction!(packed::quantize_checkpoint, module)?,
+        wrap_pyfunction!(packed::export_gguf, module)?,
     ] {
         module.add_function(function)?;
     }

@@ -84,6 +84,17 @@ impl Cut {
         Ok(super::lcm(own, rows))
     }
 
+    /// Multiples at which an axis may be cut, with a fallback where blocks are divided.
+    ///
+    /// # Errors
+    /// As [`Cut::multiple`].
+    pub fn carrier(&self, axis: usize) -> Result<u64, Error> {
+        match &self.kind {
+            Kind::Preset(sliced) if self.rows == 1 => Ok(sliced.granularity(axis)?.carrier),
+            _ => self.multiple(axis),
+        }
+    }
+
     /// The size of the groups along an axis, where it can be made smaller.
     pub fn group(&self, axis: usize) -> Option<u64> {
         match &self.kind {

@@ -289,7 +289,11 @@ impl Work<'_> {
             if seats.iter().all(|seat| seat.size.get(axis) == Some(&len)) {
                 continue;
             }
-            let multiple = whole.multiple(axis).map_err(Some)?;
+            let mut multiple = whole.multiple(axis).map_err(Some)?;
+            if multiple >= len && self.fallback == Fallback::Lossless {
+                // One block: its words are still cut, with smaller groups or a begun block.
+                multiple = whole.carrier(axis).map_err(Some)?;
+            }
             if multiple >= len {
                 return Err(None);
             }

@@ -5,14 +5,18 @@
 
 mod config;
 mod map_text;
+mod one;
 mod quantize;
 mod repack;
 mod spool;
 
+pub use one::{quantize_tensor, repack_tensor, target, values};
 pub use quantize::{Quantized, Rule, quantize, rules};
 pub use repack::{Repacked, read, repack};
+pub use tonnage_quant::map::{Meaning, QTensor, QuantMap};
 pub use tonnage_quant::packed::{Difference, Packed};
 pub use tonnage_quant::repack::{How, Report};
+pub use tonnage_quant::scheme::Param;
 pub use tonnage_quant::target::{FORMS, Form, Target, To};
 
 pub(crate) use config::read as config_of;
