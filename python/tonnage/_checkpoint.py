@@ -326,6 +326,7 @@ class Checkpoint(Mapping[str, TensorRef]):
         strategy: str = "auto",
         progress: ProgressLike = None,
         verify: bool = False,
+        gds: bool = False,
     ) -> dict[str, Any]:
         """Reads tensors into memory of their own, in bulk and by several threads.
 
@@ -357,6 +358,10 @@ class Checkpoint(Mapping[str, TensorRef]):
             verify: compare what is read with the files' checksums: every 8 MiB chunk that holds a
                 byte of a tensor that is loaded. Files without checksums are refused; `save(...,
                 checksums=True)` and `tonnage checksum add` make them.
+            gds: let whole pages of large tensors go straight from files to CUDA devices, by
+                NVIDIA's GPUDirect Storage. Where that does not work, and with `verify`, bytes go
+                through `staging` as ever, and `report.reason` says why; `tonnage devices` tells
+                what to do.
 
         Returns:
             The tensors by name, in file order; with `into`, those that were filled.
@@ -371,7 +376,7 @@ class Checkpoint(Mapping[str, TensorRef]):
 
         `report` tells what was done.
         """
-        options = _load.Options(framework, device, dtype, threads, staging, strategy, verify)
+        options = _load.Options(framework, device, dtype, threads, staging, strategy, verify, gds)
         if into is not None:
             return _load.load_into(self, select, into, strict, options, progress)
         if strict is not None:
@@ -390,6 +395,7 @@ class Checkpoint(Mapping[str, TensorRef]):
         staging: int | str = "256MiB",
         strategy: str = "auto",
         budget: int | str = "256MiB",
+        gds: bool = False,
     ) -> Iterator[tuple[str, Any]]:
         """Yields `(name, tensor)` while later tensors are being read.
 
@@ -397,14 +403,14 @@ class Checkpoint(Mapping[str, TensorRef]):
             order: the names to yield, in this order. Default: as bytes land, which is about the
                 order of the files and reads fastest.
             select: as for `load`, instead of `order`.
-            framework, device, dtype, threads, staging, strategy: as for `load`.
+            framework, device, dtype, threads, staging, strategy, gds: as for `load`.
             budget: memory, in bytes or as `"256MiB"`, for tensors read ahead and not yet yielded:
                 of the host, or of the device that they go to. One tensor is always read, however
                 large.
 
         Raises the errors of `load`, when the iterator comes to them.
         """
-        options = _load.Options(framework, device, dtype, threads, staging, strategy)
+        options = _load.Options(framework, device, dtype, threads, staging, strategy, gds=gds)
         return _load.stream(self, order, select, options, budget)
 
     def prefetch(
@@ -443,9 +449,9 @@ class Checkpoint(Mapping[str, TensorRef]):
                 say themselves how they lie (on the meta device is enough); or a request, as a dict.
             rules: with a mesh: a dict of patterns and placements, of which the first that matches a
                 name holds, or `"auto"`: those of the model, by its `config.json`.
-            options: of `"auto"` and of state dicts, such as `unread=`; with a dict of rules, `quantized=`
-                says what quantised tensors mean, and `cuts="aligned"` moves cuts that their scales
-                don't allow (`docs/parallel.md`).
+            options: of `"auto"` and of state dicts, such as `unread=`; with a dict of rules,
+                `quantized=` says what quantised tensors mean, and `cuts="aligned"` moves cuts that
+                their scales don't allow (`docs/parallel.md`).
 
         ```python
         plan = ckpt.plan(tonnage.Mesh(tp=2), rules={"*.o_proj.weight": tonnage.Shard(1), ...})

@@ -18,7 +18,7 @@ from math import prod
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from tonnage import _arrays, _errors
+from tonnage import _arrays, _errors, _gds
 from tonnage._dtypes import ROWS, Row
 from tonnage._native import (
     DeviceTensor,
@@ -365,6 +365,7 @@ class Settings:
     staging: int = STAGING
     threads: int | None = None
     strategy: str = "auto"
+    gds: bool = False
 
 
 class _Place(NamedTuple):
@@ -399,8 +400,9 @@ class Run:
         self._ready: list[int] = []
         names = list(dict.fromkeys(one.id for one in targets))
         checked = None if verify is None else (handle, verify)
+        more = {"gds": _gds.program()} if settings.gds else {}
         self._transfer = _Transfer(
-            names, settings.staging, settings.threads, settings.strategy, total, checked
+            names, settings.staging, settings.threads, settings.strategy, total, checked, **more
         )
         self._host = HostPeak()
 

@@ -108,11 +108,12 @@ class Options(NamedTuple):
     staging: int | str = "256MiB"
     strategy: str = "auto"
     verify: bool = False
+    gds: bool = False
 
     @property
     def settings(self) -> _device.Settings:
         """How the engine runs."""
-        return _device.Settings(bytes_of(self.staging), self.threads, self.strategy)
+        return _device.Settings(bytes_of(self.staging), self.threads, self.strategy, self.gds)
 
 
 def bytes_of(size: int | str) -> int:

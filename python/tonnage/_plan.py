@@ -327,6 +327,7 @@ class Plan:
         dtype: object = None,
         select: _load.Select = None,
         group: Any = None,
+        mode: str = "direct",
         budget: int | str = "1GiB",
         staging: int | str = "256MiB",
         threads: int | None = None,
@@ -336,7 +337,15 @@ class Plan:
     ) -> Iterator[tuple[str, Any]]:
         """Yields what a rank needs, tensor by tensor in the order of the plan, while the next ones
         are read; no more than `budget` bytes that were not yielded. Arguments are those of `load`.
+
+        Each rank reads for itself, at the pace of whoever takes its tensors: `mode` is `"direct"`,
+        or `"auto"`, which comes to the same. `"shm"` and `"collective"` are a `UsageError`, since
+        there ranks go in step.
         """
+        _modes.check(mode)
+        if mode not in ("direct", "auto"):
+            text = f"ranks go in step with mode={mode!r}, and a stream at its own pace: use load"
+            raise _errors.usage(text, "MODE", found=mode)
         options = _load.Options(framework, device, dtype, threads, staging, strategy, False)
         _, start = self._start(rank, group, timeout, profile)
         return _planned.stream(start, select, options, _load.bytes_of(budget))

@@ -60,8 +60,10 @@ pub enum Verb {
     Rename(Rename),
     /// Write a copy with floats cast to another dtype
     Cast(Cast),
-    /// Write a copy in another container: GGUF to safetensors and back, block for block
+    /// Write a copy in another container: GGUF to safetensors and back, block for block; or with other types
     Convert(Convert),
+    /// Write a copy with weights quantised by rounding to nearest
+    Quantize(Quantize),
     /// Write a copy as several files with an index
     Shard(Shard),
     /// Write a copy as one file
@@ -390,13 +392,62 @@ pub struct Cast {
   tonnage convert model.gguf model.safetensors
   tonnage convert model.safetensors again.gguf
   tonnage convert model-00001-of-00003.gguf model.gguf
+  tonnage convert Qwen3-8B/ qwen3.gguf --type q4_k --type '*.down_proj.weight=q6_k'
+  tonnage convert awq/ ct/ --to ct-pack --from '{\"*_proj.weight\": {\"preset\": \"awq-gemm\", \"params\": {\"group\": 128}}}'
 
 A GGUF file that became safetensors comes back byte for byte: its header travels with it. Blocks of quantised
-tensors stay as they are. See docs/gguf.md.")]
+tensors stay as they are. With --type, plain safetensors become GGUF: names, rows and metadata as llama.cpp has
+them, from the config.json and tokenizer.json beside them. See docs/gguf.md. With --to, quantised tensors go
+over to another scheme with their codes, scales and zero points; what would be lost is refused.
+See docs/quantized.md.")]
 pub struct Convert {
     /// Where. An OUTPUT in .gguf is a GGUF file.
     #[command(flatten)]
     pub target: Target,
+    /// Start another file before this size is exceeded; for safetensors
+    #[arg(long, value_name = "SIZE")]
+    pub max_size: Option<String>,
+    /// Plain tensors to GGUF: the type of matrices (q4_k, q8_0, f16), or GLOB=TYPE for some of them; may be repeated
+    #[arg(long = "type", value_name = "[GLOB=]TYPE")]
+    pub types: Vec<String>,
+    /// GGUF metadata on top of what the configuration says: text, or a number, true, false; may be repeated
+    #[arg(long, value_name = "KEY=VALUE", requires = "types")]
+    pub kv: Vec<String>,
+    /// Keep tensors' names and rows as they are, for architectures that are not known
+    #[arg(long, requires = "types")]
+    pub keep_names: bool,
+    /// Quantised tensors to another scheme, such as ct-pack, awq, mlx:scale=F16
+    #[arg(long, value_name = "SCHEME", conflicts_with = "types")]
+    pub to: Option<String>,
+    /// What the tensors are, where the files don't say it: patterns with presets and parameters, as JSON
+    #[arg(long, value_name = "JSON", requires = "to")]
+    pub from: Option<String>,
+    /// Let values change where the other scheme can't have them, and say how many did
+    #[arg(long, requires = "to")]
+    pub lossy: bool,
+}
+
+/// `quantize`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  tonnage quantize Qwen3-8B/ Qwen3-8B-awq/ --scheme awq
+  tonnage quantize model/ out/ --scheme gptq:bits=4,group=64 --select '*.mlp.*.weight'
+  tonnage quantize model/ out/ --scheme fp8-block --max-size 5GB
+  tonnage quantize model/ model.gguf --scheme q4_k
+
+Every value becomes its nearest code: nothing is calibrated or searched. Without --select, matrices called
+*.weight are quantised, but not embeddings, lm_head, norms and routers. A folder gets a config.json with what
+libraries read, if INPUT has one. See docs/quantized.md for schemes and their options.")]
+pub struct Quantize {
+    /// Where. An OUTPUT in .gguf is a GGUF file, and SCHEME a type of ggml.
+    #[command(flatten)]
+    pub target: Target,
+    /// The scheme, with options behind a colon: bits, group, symmetric, block=ROWSxCOLUMNS, scale=DTYPE
+    #[arg(long, value_name = "SCHEME")]
+    pub scheme: String,
+    /// Only tensors that match this glob (`*`, `?`, `[abc]`); may be repeated
+    #[arg(long, short, value_name = "GLOB")]
+    pub select: Vec<String>,
     /// Start another file before this size is exceeded; for safetensors
     #[arg(long, value_name = "SIZE")]
     pub max_size: Option<String>,
@@ -499,6 +550,9 @@ Exit code 1: the device that was named is not there.")]
 pub struct Devices {
     /// Only this device
     pub device: Option<String>,
+    /// Start NVIDIA's cuFile and end: what this program runs itself as, since that start may never return
+    #[arg(long, hide = true)]
+    pub try_cufile: bool,
 }
 
 /// `bench`.

@@ -11,7 +11,10 @@ use serde_json::json;
 fn verified(path: &Path) -> (bool, bool) {
     let report = expect_json(0, &["verify", text(path)]);
     let file = &report["checked"][0]["files"][0];
-    (file["chunks"].as_u64() > Some(0), file["hashed"] == json!(true))
+    (
+        file["chunks"].as_u64() > Some(0),
+        file["hashed"] == json!(true),
+    )
 }
 
 fn flip_last_bit(path: &Path) {
@@ -28,19 +31,38 @@ fn copies_keep_checksums_and_do_not_launder_damage() {
     let (plain, source) = (to("plain.safetensors"), text(&path));
     expect(0, &["merge", source, text(&plain)]);
     assert_eq!(verified(&plain), (false, false));
-    expect(0, &["merge", source, text(&plain), "--force", "--checksums"]);
+    expect(
+        0,
+        &["merge", source, text(&plain), "--force", "--checksums"],
+    );
     assert_eq!(verified(&plain), (true, false));
 
     expect(0, &["checksum", "add", source, "--sidecar"]);
     let outs: Vec<_> = (0..6).map(|i| to(&format!("out{i}.safetensors"))).collect();
     let folders = [to("split"), to("ranks")];
     let verbs: [(&[&str], &Path); 6] = [
-        (&["shard", source, text(&folders[0]), "--max-size", "100B"], &folders[0]),
+        (
+            &["shard", source, text(&folders[0]), "--max-size", "100B"],
+            &folders[0],
+        ),
         (&["merge", source, text(&outs[1])], &outs[1]),
         (&["cast", source, text(&outs[2]), "--to", "BF16"], &outs[2]),
         (&["convert", source, text(&outs[3])], &outs[3]),
-        (&["rename", source, "steps", "counted", "--output", text(&outs[4])], &outs[4]),
-        (&["reshard", source, text(&outs[5]), "--mesh", "tp=1"], &outs[5]),
+        (
+            &[
+                "rename",
+                source,
+                "steps",
+                "counted",
+                "--output",
+                text(&outs[4]),
+            ],
+            &outs[4],
+        ),
+        (
+            &["reshard", source, text(&outs[5]), "--mesh", "tp=1"],
+            &outs[5],
+        ),
     ];
     for (verb, out) in verbs {
         expect(0, verb);
@@ -86,7 +108,17 @@ fn edits_keep_checksums_and_renew_the_hash() {
     assert_eq!(run(&["metadata", "set", source, "note=1"]).code, 3);
     assert!(sidecar.exists());
     // Sums stay, and go on saying that the data is damaged.
-    expect(0, &["metadata", "set", source, "note=1", "--drop-sidecar", "--in-place"]);
+    expect(
+        0,
+        &[
+            "metadata",
+            "set",
+            source,
+            "note=1",
+            "--drop-sidecar",
+            "--in-place",
+        ],
+    );
     assert!(!sidecar.exists());
     assert_eq!(run(&["verify", source]).code, 1);
 }

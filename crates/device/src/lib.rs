@@ -25,6 +25,7 @@ mod id;
 pub mod metal;
 mod pool;
 mod queue;
+mod sync;
 pub mod vulkan;
 
 use std::any::Any;

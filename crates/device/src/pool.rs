@@ -5,10 +5,10 @@
 //! take their time, are made while nobody waits for the lock.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::sync::{Arc, OnceLock, PoisonError, Weak};
+use std::time::Duration;
 
+use crate::sync::{Condvar, Instant, Mutex, MutexGuard, sleep, spawn};
 use crate::{Cause, Device, DeviceId, Error, Staging};
 
 /// Staging memory with a capacity. Slots that come back are kept for the next who wants the same, and freed a
@@ -238,8 +238,7 @@ impl Pool {
         self.changed.notify_all();
         if start {
             let pool = Arc::downgrade(self);
-            let sweeper = thread::Builder::new().name("tonnage-staging".to_owned());
-            if sweeper.spawn(move || sweep(&pool)).is_err() {
+            if spawn("tonnage-staging", move || sweep(&pool)).is_err() {
                 // Without a thread, slots stay until someone trims or the next sweeper comes.
                 self.lock().sweeping = false;
             }
@@ -253,7 +252,7 @@ fn sweep(pool: &Weak<Pool>) {
     loop {
         let begun = Instant::now();
         while begun.elapsed() < wait {
-            thread::sleep(SWEEP.min(wait));
+            sleep(SWEEP.min(wait));
             // A pool that is gone has freed its slots: its thread must not outlive it for long.
             if pool.strong_count() == 0 {
                 return;

@@ -21,6 +21,7 @@ pub mod numbers;
 mod pack;
 pub mod packed;
 pub mod quantize;
+pub mod recognise;
 pub mod repack;
 pub mod scheme;
 mod schemes;

@@ -5,6 +5,11 @@
 //! which [`QuantMap::to_json`] writes. Nothing in it is trusted: sizes are checked against the scheme before a tensor
 //! gets in.
 
+mod glob;
+mod json;
+mod parse;
+mod write;
+
 use std::collections::BTreeMap;
 
 use crate::descriptor::{Descriptor, Float, Role};
@@ -120,6 +125,8 @@ pub struct QuantMap {
     pub ambiguities: Vec<Ambiguity>,
     /// Tensors that look like a scheme's and do not fit it: they stay plain.
     pub refused: Vec<Error>,
+    /// How many rules of `quant.map` match no tensor (lint Q010).
+    pub idle_rules: usize,
     /// What was seen and not followed: an unknown version of `quant.map`, a configuration that can't be read.
     pub warnings: Vec<String>,
 }
@@ -305,6 +312,30 @@ impl QuantMap {
     /// The tensors, by name.
     pub fn tensors(&self) -> impl ExactSizeIterator<Item = &QTensor> {
         self.tensors.values()
+    }
+
+    /// The same map with other names of tensors, so that a change of prefixes can't part tensors from their meaning.
+    ///
+    /// # Errors
+    /// Two names become one.
+    pub fn rename(&self, rename: impl Fn(&str) -> String) -> Result<Self, Error> {
+        let mut map = QuantMap {
+            tensors: BTreeMap::new(),
+            owners: BTreeMap::new(),
+            ..self.clone()
+        };
+        for tensor in self.tensors.values() {
+            let mut tensor = tensor.clone();
+            tensor.name = rename(&tensor.name);
+            for part in tensor.parts.values_mut().chain(&mut tensor.extras) {
+                part.name = rename(&part.name);
+            }
+            map.insert(tensor)?;
+        }
+        for ambiguity in &mut map.ambiguities {
+            ambiguity.tensor = rename(&ambiguity.tensor);
+        }
+        Ok(map)
     }
 
     /// How many tensors are quantised.

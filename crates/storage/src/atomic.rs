@@ -305,6 +305,17 @@ pub fn lock_folder(folder: &Path) -> Result<File, Error> {
     Ok(file)
 }
 
+/// Locks a file against others who do the same, until the result is dropped. `None` where another holds it, or where
+/// the file system has no such locks, so that nobody can tell.
+///
+/// # Errors
+/// What the system said when the file was opened.
+pub fn try_lock(path: &Path) -> Result<Option<File>, Error> {
+    let file = File::open(path).map_err(|e| Error::at("open", path, e))?;
+    let locked = rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive);
+    Ok(locked.is_ok().then_some(file))
+}
+
 /// Brings a folder's entries to the disk, so that a rename in it survives a power cut.
 ///
 /// # Errors

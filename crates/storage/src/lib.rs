@@ -59,7 +59,7 @@ pub mod uring;
 pub mod window;
 
 pub use ahead::ReadAhead;
-pub use atomic::{AtomicFile, AtomicOptions, Durability, Staged, lock_folder, sync_dir};
+pub use atomic::{AtomicFile, AtomicOptions, Durability, Staged, lock_folder, sync_dir, try_lock};
 pub use direct::{DirectAlign, DirectRead};
 pub use error::Error;
 pub use file::FileSource;

@@ -261,7 +261,7 @@ fn write_index(path: &Path, text: &str, durability: Durability) -> Result<()> {
     Ok(file.commit()?)
 }
 
-fn remove(path: &Path) -> Result<()> {
+pub(crate) fn remove(path: &Path) -> Result<()> {
     match std::fs::remove_file(path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => {
             Err(storage::Error::at("remove", path, e).into())
@@ -271,7 +271,7 @@ fn remove(path: &Path) -> Result<()> {
 }
 
 /// Gives a file a second name; where the file system has no hard links, a copy.
-fn second_name(path: &Path, name: &Path, durability: Durability) -> Result<()> {
+pub(crate) fn second_name(path: &Path, name: &Path, durability: Durability) -> Result<()> {
     if std::fs::hard_link(path, name).is_ok() {
         return Ok(());
     }

@@ -418,7 +418,7 @@ fn an_edit_keeps_sums_and_renews_the_hash_whichever_way_it_goes() {
         std::os::unix::fs::symlink("m.safetensors", &link).unwrap();
         change(&link, Way::Replaced, "y", false, false).unwrap();
         assert_eq!(kinds(&path), (checksums, true));
-        change(&path, Way::Sector, "z", false, true).unwrap();
+        change(&path, Way::Replaced, "z", false, true).unwrap();
         assert_eq!(kinds(&path), (checksums, false));
     }
 }

@@ -4,12 +4,15 @@
 mod common;
 
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use common::{Tensor, refs};
+use tonnage::engine::{Cancel, Progress};
 use tonnage::plan::{
-    Mesh, ModelConfig, Origin, Plan, PlanLoad, Request, Rules, SHARDS, auto, reshard,
+    Mesh, ModelConfig, Origin, Plan, PlanLoad, RECORD, Request, Rules, SHARDS, auto, reshard,
+    reshard_bytes,
 };
-use tonnage::{Checkpoint, Dtype, OpenOptions, Save, save};
+use tonnage::{Checkpoint, Dtype, OnProgressOf, OpenOptions, Save, save};
 
 fn tensors() -> Vec<Tensor> {
     vec![
@@ -152,6 +155,109 @@ fn files_of_two_saves_are_told_apart() {
         error.to_string().contains("rank-00001.safetensors"),
         "{error}"
     );
+}
+
+#[test]
+fn a_folder_of_ranks_is_replaced_as_a_whole_even_by_what_is_made_of_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let whole = at("whole.safetensors");
+    save(&refs(&tensors()), &whole, &Save::default()).unwrap();
+    let place = ranks(&whole, at("ranks"), 4, RULES);
+    std::fs::write(place.join("config.json"), "{}").unwrap();
+    let listed = || common::names(&place);
+    let before = listed();
+    // What is cancelled leaves the old ranks, and nothing else.
+    let origin = Origin::open(&place, &OpenOptions::default()).unwrap();
+    let everywhere = Rules::from_json(r#"{"*": "replicate"}"#).unwrap();
+    let plan = |ranks: u32| {
+        let mesh = Mesh::new(&[("tp", ranks)]).unwrap();
+        origin.plan(&mesh, &everywhere).unwrap()
+    };
+    let (cancel, heard) = (Cancel::new(), Mutex::new(Vec::new()));
+    let total = reshard_bytes(&plan(3)).unwrap();
+    let stop = |progress: Progress| {
+        if progress.done > total / 2 {
+            cancel.cancel();
+        }
+    };
+    let options = Save {
+        progress: Some(OnProgressOf(&stop)),
+        cancel: Some(&cancel),
+        ..Save::default()
+    };
+    let load = PlanLoad {
+        cancel: Some(&cancel),
+        ..PlanLoad::default()
+    };
+    let error = reshard(&origin, &plan(3), &place, &load, &options).unwrap_err();
+    assert_eq!(error.code(), "CANCELLED");
+    assert_eq!(listed(), before);
+    // Into the folder that is read, and all of it is heard of.
+    let hear = |progress: Progress| heard.lock().unwrap().push(progress);
+    let options = Save {
+        progress: Some(OnProgressOf(&hear)),
+        ..Save::default()
+    };
+    let load = PlanLoad::default();
+    let saved = reshard(&origin, &plan(3), &place, &load, &options).unwrap();
+    assert!(
+        saved
+            .iter()
+            .all(|one| one.files.iter().all(|file| file.is_file()))
+    );
+    assert_eq!(saved.iter().map(|one| one.total_size).sum::<u64>(), total);
+    let heard = heard.into_inner().unwrap();
+    assert!(heard.is_sorted_by_key(|progress| progress.done));
+    assert_eq!(heard.last(), Some(&Progress { done: total, total }));
+    let names = [
+        "config.json",
+        "rank-00000.safetensors",
+        "rank-00001.safetensors",
+        "rank-00002.safetensors",
+    ];
+    assert_eq!(listed(), names);
+    // A save that was cut off when its record was there: that is what counts, and the next one tidies it.
+    let hidden = place.join(".rank.1.0123456789abcdef.ranks");
+    std::fs::create_dir(&hidden).unwrap();
+    std::fs::write(hidden.join(".lock"), "").unwrap();
+    for (rank, file) in saved.iter().enumerate() {
+        let name = format!("rank-{rank:05}.safetensors");
+        std::fs::rename(&file.files[0], hidden.join(name)).unwrap();
+    }
+    ranks(&whole, at("older"), 2, RULES);
+    for name in ["rank-00000.safetensors", "rank-00001.safetensors"] {
+        std::fs::rename(at("older").join(name), place.join(name)).unwrap();
+    }
+    let record = |text: &str| std::fs::write(place.join(RECORD), text).unwrap();
+    let opened = || Origin::open(&place, &OpenOptions::default());
+    for wrong in [
+        "{",
+        r#"{"version":2,"folder":".rank.1.0123456789abcdef.ranks"}"#,
+        r#"{"version":1,"folder":".rank.1.fedcba9876543210.ranks"}"#,
+        r#"{"version":1,"folder":".rank.1/../.1.0123456789abcdef.ranks"}"#,
+        r#"{"version":1,"folder":".."}"#,
+    ] {
+        record(wrong);
+        assert_eq!(opened().unwrap_err().code(), "SHARDS", "{wrong}");
+    }
+    record(r#"{"version":1,"folder":".rank.1.0123456789abcdef.ranks"}"#);
+    let mesh = Mesh::new(&[("tp", 3)]).unwrap();
+    assert_eq!(opened().unwrap().table().files().len(), 3);
+    let again = opened().unwrap().plan(&mesh, &everywhere).unwrap();
+    reshard(&opened().unwrap(), &again, &place, &load, &Save::default()).unwrap();
+    assert_eq!(listed(), names);
+    same(&ranks(
+        &place,
+        at("back.safetensors"),
+        1,
+        r#"{"*": "replicate"}"#,
+    ));
+    // A whole checkpoint in the same folder takes the place of the ranks.
+    ranks(&place, place.clone(), 1, r#"{"*": "replicate"}"#);
+    assert!(listed().contains(&"model.safetensors".to_owned()));
+    assert!(!listed().iter().any(|name| name.starts_with("rank-")));
+    same(&place);
 }
 
 #[test]

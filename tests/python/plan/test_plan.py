@@ -147,6 +147,12 @@ def test_streams_come_in_the_order_of_the_plan(checkpoint: tonnage.Checkpoint) -
         streamed = dict(plan.stream(6, framework="numpy", budget=budget))
         assert list(streamed) == names
         check(streamed, 6)
+    check(dict(plan.stream(6, framework="numpy", mode="auto")), 6)
+    # Before anything is read: these have ranks go in step.
+    for mode in ("shm", "collective", "guess"):
+        with pytest.raises(tonnage.UsageError, match=mode) as told:
+            plan.stream(6, framework="numpy", mode=mode)
+        assert told.value.code == "MODE"
 
 
 def test_a_plan_says_what_it_is(checkpoint: tonnage.Checkpoint) -> None:

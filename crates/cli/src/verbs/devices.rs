@@ -1,5 +1,6 @@
 //! `devices`: what was found, and what to do where nothing was.
 
+mod gds;
 mod signs;
 
 use std::io::Write;
@@ -43,6 +44,9 @@ struct Shown {
 
 /// Runs the verb.
 pub fn run(args: &args::Devices, common: &Common, out: &mut Out) -> Result<u8, Failure> {
+    if args.try_cufile {
+        return gds::attempt();
+    }
     let wanted: Option<DeviceId> = match &args.device {
         Some(name) => Some(
             name.parse()
@@ -82,10 +86,21 @@ pub fn run(args: &args::Devices, common: &Common, out: &mut Out) -> Result<u8, F
         .flat_map(infos)
         .map(|info| look(info, &settings))
         .collect();
+    let cards = shown.iter().any(|device| device.info.id.kind == Kind::Cuda);
+    let storage = cards.then(gds::look);
     if common.json {
-        json::write(out, &report(&kinds, &shown))?;
+        let mut report = report(&kinds, &shown);
+        report["gpudirect_storage"] = storage.as_ref().map_or(Value::Null, gds::Seen::json);
+        json::write(out, &report)?;
     } else {
         show(&kinds, &shown, out)?;
+        if let Some(storage) = &storage {
+            writeln!(
+                out,
+                "\nGPUDirect Storage: {}",
+                text::line(&storage.to_string())
+            )?;
+        }
     }
     Ok(if absent { FOUND } else { OK })
 }

@@ -10,6 +10,7 @@ mod inspect;
 mod merge;
 mod metadata;
 mod plan;
+mod quantize;
 mod rename;
 mod reshard;
 mod shard;
@@ -42,6 +43,7 @@ pub fn run(cli: &Cli, out: &mut Out) -> Result<u8, Failure> {
         Verb::Rename(args) => rename::run(args, common, out),
         Verb::Cast(args) => cast::run(args, common, out),
         Verb::Convert(args) => convert::run(args, common, out),
+        Verb::Quantize(args) => quantize::run(args, common, out),
         Verb::Shard(args) => shard::run(args, common, out),
         Verb::Merge(args) => merge::run(args, common, out),
         Verb::Checksum(args) => checksum::run(args, common, out),

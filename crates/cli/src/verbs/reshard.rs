@@ -49,7 +49,7 @@ pub fn run(args: &Reshard, common: &Common, out: &mut Out) -> Result<u8, Failure
         let report = json!({
             "schema": "tonnage.reshard/1", "output": output, "files": files,
             "ranks": plan.mesh().size(), "tensors": plan.targets().len(), "bytes": bytes,
-            "notes": super::notes(&notes),
+            "checksum_notes": super::notes(&notes),
         });
         json::write(out, &report)?;
         return Ok(OK);

@@ -90,6 +90,20 @@ impl<'a> Copying<'a> {
         out: &mut Out,
         write: impl FnOnce(&Save<'_>) -> tonnage::Result<Saved>,
     ) -> Result<u8, Failure> {
+        self.with_notes(tensors, common, out, |save| Ok((write(save)?, Vec::new())))
+    }
+
+    /// As [`Copying::with`]; `write` also gives what is to be said of it, a sentence each.
+    ///
+    /// # Errors
+    /// As [`Copying::with`].
+    pub fn with_notes(
+        &self,
+        tensors: u64,
+        common: &Common,
+        out: &mut Out,
+        write: impl FnOnce(&Save<'_>) -> tonnage::Result<(Saved, Vec<String>)>,
+    ) -> Result<u8, Failure> {
         self.must_be_free()?;
         let bar = Bar::new("writing", 0);
         let progress = |progress| bar.set(progress);
@@ -106,7 +120,7 @@ impl<'a> Copying<'a> {
             keep: !self.sums.no_checksums,
             ..Save::default()
         };
-        let saved = write(&save)?;
+        let (saved, notes) = write(&save)?;
         drop(bar);
         let output = self.output.to_string_lossy();
         if common.json {
@@ -115,12 +129,15 @@ impl<'a> Copying<'a> {
                 .iter()
                 .map(|file| file.to_string_lossy())
                 .collect();
-            let report = json!({
+            let mut report = json!({
                 "schema": "tonnage.write/1", "output": output, "files": files,
                 "index": saved.index.as_ref().map(|index| index.to_string_lossy()),
                 "tensors": tensors, "bytes": saved.total_size, "seconds": saved.report.seconds,
-                "notes": super::notes(&saved.notes),
+                "checksum_notes": super::notes(&saved.notes),
             });
+            if !notes.is_empty() {
+                report["notes"] = json!(notes);
+            }
             json::write(out, &report)?;
             return Ok(OK);
         }
@@ -138,6 +155,9 @@ impl<'a> Copying<'a> {
             text::size(saved.total_size),
             saved.report.seconds,
         )?;
+        for note in &notes {
+            writeln!(out, "  {}", text::name(note))?;
+        }
         super::tell_notes(&saved.notes, out)?;
         Ok(OK)
     }

@@ -47,5 +47,6 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(arrange::arrange, module)?)?;
     module.add_function(wrap_pyfunction!(arrange::check_size, module)?)?;
     module.add_function(wrap_pyfunction!(open::memory, module)?)?;
+    module.add_function(wrap_pyfunction!(open::gds_attempt, module)?)?;
     module.add_function(wrap_pyfunction!(open::devices, module)?)
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use pyo3::prelude::*;
 use tonnage::device::find::{self, Found, Settings};
-use tonnage::device::{Device, DeviceId, Error};
+use tonnage::device::{Device, DeviceId, Error, gds};
 
 use crate::paved::failure::{raise, usage};
 
@@ -16,11 +16,34 @@ type About = (String, String, u64, bool);
 /// Name of the kind, its driver, its devices, and why there is none.
 type Kinds = (&'static str, Option<String>, Vec<About>, Option<String>);
 
-/// What the environment says of drivers. Only edges read it; rooms below get it as a value.
+/// A variable of the environment. Only edges read it; rooms below get it as a value.
+fn told(variable: &str) -> Option<OsString> {
+    std::env::var_os(variable).filter(|value| !value.is_empty())
+}
+
+/// What the environment says of cuFile; `child` is the program that tries it.
+pub fn gds_settings(child: Vec<OsString>) -> gds::Settings {
+    let usual = gds::Settings::default();
+    gds::Settings {
+        library: told("TONNAGE_CUFILE_LIBRARY").map(PathBuf::from),
+        log: told("CUFILE_LOGFILE_PATH").map(PathBuf::from),
+        root: told("TONNAGE_GDS_ROOT").map_or(usual.root, PathBuf::from),
+        child,
+        ..gds::Settings::default()
+    }
+}
+
+/// Starts cuFile in this process and ends it: for the child process that tries it. `None`, or what was wrong.
+#[pyfunction]
+#[pyo3(name = "_gds_attempt")]
+pub fn gds_attempt() -> Option<String> {
+    let library = told("TONNAGE_CUFILE_LIBRARY").map(PathBuf::from);
+    let tried = gds::attempt(library.as_deref());
+    tried.err().map(|error| error.cause().to_string())
+}
+
+/// What the environment says of drivers.
 fn settings() -> Settings {
-    let told = |variable: &str| -> Option<OsString> {
-        std::env::var_os(variable).filter(|value| !value.is_empty())
-    };
     Settings {
         cuda_driver: told("TONNAGE_CUDA_DRIVER").map(PathBuf::from),
         hip_driver: told("TONNAGE_HIP_DRIVER").map(PathBuf::from),

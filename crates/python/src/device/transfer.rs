@@ -1,6 +1,7 @@
 //! The engine at work: jobs go in, tags of tensors come out as their bytes land.
 
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -8,6 +9,7 @@ use std::time::Duration;
 use pyo3::prelude::*;
 use tonnage::checksums::Watch;
 use tonnage::device::DeviceId;
+use tonnage::device::gds::Use;
 use tonnage::engine::{
     self, Cancel, DeviceReport, Failed, Options, Piece, Pipeline, PipelineOptions, Progress,
     Strategy,
@@ -134,9 +136,14 @@ impl Transfer {
 #[pymethods]
 impl Transfer {
     /// A transfer to these devices, with so many bytes of staging memory; `total` bytes are to come. With
-    /// `verify`, a checkpoint and positions of tensors in it, their files' checksums are compared.
+    /// `verify`, a checkpoint and positions of tensors in it, their files' checksums are compared. With `gds`, the
+    /// program that tries cuFile in a process of its own, whole pages go straight from files to CUDA devices.
     #[new]
-    #[pyo3(signature = (devices, staging, threads, strategy, total, verify = None))]
+    #[pyo3(signature = (devices, staging, threads, strategy, total, verify = None, gds = None))]
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "called by a function that has names for them"
+    )]
     fn new(
         py: Python<'_>,
         devices: Vec<String>,
@@ -145,6 +152,7 @@ impl Transfer {
         strategy: &str,
         total: u64,
         verify: Option<(Py<Handle>, Vec<usize>)>,
+        gds: Option<Vec<OsString>>,
     ) -> PyResult<Self> {
         let watch = match verify {
             Some((handle, positions)) => {
@@ -176,7 +184,10 @@ impl Transfer {
             check: watch.as_ref().map(|(watch, _)| watch.check()),
             ..PipelineOptions::default()
         };
-        let started = py.detach(|| Pipeline::start(opened, options));
+        let started = py.detach(|| {
+            let gds = gds.map_or(Use::Off, |child| Use::wanted(&open::gds_settings(child)));
+            Pipeline::start(opened, PipelineOptions { gds, ..options })
+        });
         let pipeline = started.map_err(|e| failed(e, &Names::default()))?;
         Ok(Transfer {
             pipeline: Mutex::new(Some(Arc::new(pipeline))),

@@ -50,7 +50,12 @@ pub(crate) fn copy_settings(
 ) -> Save<'static> {
     Save {
         keep: checksums != Some((false, false)),
-        ..settings(metadata, max_shard_size, fsync, checksums.unwrap_or_default())
+        ..settings(
+            metadata,
+            max_shard_size,
+            fsync,
+            checksums.unwrap_or_default(),
+        )
     }
 }
 

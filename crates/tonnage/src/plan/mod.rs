@@ -29,6 +29,7 @@ mod gathered;
 mod load;
 mod parts;
 mod quant;
+mod ranks;
 mod reshard;
 mod scatter;
 mod shm;
@@ -46,7 +47,8 @@ pub use quant::{QuantPlan, QuantShard};
 pub use tonnage_quant::map::QuantMap;
 pub use tonnage_quant::slice::Fallback;
 
-pub use reshard::{Origin, SHARDS, rank_file, reshard};
+pub use ranks::{RECORD, rank_file};
+pub use reshard::{Origin, SHARDS, reshard, reshard_bytes};
 pub use shm::Meeting;
 pub use show::{explain, html};
 pub use stream::PlannedTensor;

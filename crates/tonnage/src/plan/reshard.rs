@@ -2,26 +2,29 @@
 //!
 //! [`reshard`] reads a checkpoint, whole or of ranks, and writes what every rank of a plan has: `rank-00003.safetensors`,
 //! whose metadata says under [`SHARDS`] which box of which tensor each of its tensors is. A plan of one rank gives
-//! an ordinary checkpoint again. Bytes go from file to file rank by rank and tensor by tensor; in memory there are
+//! an ordinary checkpoint again. The folder is replaced as a whole (`ranks.rs`). Bytes go from file to file rank by rank and tensor by tensor; in memory there are
 //! never more of them than a few portions, or the largest local tensor.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
-use tonnage_engine::Options;
 use tonnage_engine::checksum::BadChunk;
+use tonnage_engine::{Options, Progress};
 use tonnage_format::forever::CHECKSUMS_KEY;
 use tonnage_plan::{Dims, Mesh, Part, Request, Rules};
 use tonnage_storage::Source;
 
+use super::load::{len_as, wanted};
 use super::parts;
+use super::ranks::{self, Staging};
 use super::{Allow, Local, Plan, PlanLoad, PlannedLoad, Table, build};
 use crate::checkpoint::{Checkpoint, CheckpointFile};
 use crate::checksums::{Carried, bad_chunks, named};
 use crate::error::{Error, Result};
+use crate::load::OnProgressOf;
 use crate::open::OpenOptions;
 use crate::save::{Kept, Save, Saved};
 use crate::writer::Writer;
@@ -31,6 +34,8 @@ pub const SHARDS: &str = "tonnage.shards";
 
 /// Bytes of tensors that are read before they are written.
 const AHEAD: u64 = 96 << 20;
+/// Bytes that are given to the writer at a time: progress moves, and a cancelled one ends.
+const PIECE: usize = 64 << 20;
 
 /// Where a checkpoint lies in files, and what is in them.
 #[derive(Debug)]
@@ -51,7 +56,7 @@ impl Origin {
     /// # Errors
     /// As [`Checkpoint::open_with`]; `SHARDS` for metadata of parts that is not of its form.
     pub fn open(path: &Path, options: &OpenOptions) -> Result<Origin> {
-        let ranks = rank_files(path)?;
+        let ranks = ranks::find(path)?;
         if ranks.is_empty() {
             if let Some((files, metadata)) = parts::find(path, options)? {
                 return Origin::of_parts(&files, metadata);
@@ -320,64 +325,34 @@ fn part(source: u32, text: &Value) -> Option<Part> {
     })
 }
 
-/// The files that ranks wrote in a folder, by rank: each one file, or the index of several.
-fn rank_files(folder: &Path) -> Result<Vec<PathBuf>> {
-    let Ok(entries) = std::fs::read_dir(folder) else {
-        return Ok(Vec::new());
-    };
-    let mut found: Vec<PathBuf> = entries
-        .flatten()
-        .map(|entry| entry.path())
-        .filter(|path| matches!(rank_of(path), Some((_, rest)) if rest.is_empty()))
-        .collect();
-    found.sort();
-    Ok(found)
-}
-
-/// The rank that a file's name speaks of, and what stands between that and the suffix: nothing for the file or
-/// the index of a rank, `-00001-of-00002` for a file shard.
-fn rank_of(path: &Path) -> Option<(u32, &str)> {
-    let rest = path.file_name()?.to_str()?.strip_prefix("rank-")?;
-    let index = rest.strip_suffix(".safetensors.index.json");
-    let stem = index.or_else(|| rest.strip_suffix(".safetensors"))?;
-    let (number, rest) = stem.split_at_checked(5)?;
-    let digits = number.bytes().all(|byte| byte.is_ascii_digit());
-    number
-        .parse()
-        .ok()
-        .filter(|_| digits)
-        .map(|rank| (rank, rest))
-}
-
-/// Removes the files of ranks that a save of fewer of them has left over.
-fn remove_beyond(folder: &Path, ranks: u32) -> Result<()> {
-    let failed = |error| tonnage_storage::Error::new("remove", folder.to_string_lossy(), error);
-    for entry in std::fs::read_dir(folder).map_err(failed)?.flatten() {
-        let path = entry.path();
-        if matches!(rank_of(&path), Some((rank, _)) if rank >= ranks) {
-            std::fs::remove_file(&path).map_err(failed)?;
-        }
-    }
-    Ok(())
-}
-
 /// A name of one save that no other has, so that files of two are told apart.
 fn set() -> String {
     format!("{:016x}", RandomState::new().build_hasher().finish())
 }
 
-/// The file name of a rank.
-pub fn rank_file(rank: u32) -> String {
-    format!("rank-{rank:05}.safetensors")
+/// Bytes of all ranks' tensors, as [`reshard`] writes them.
+///
+/// # Errors
+/// `CAST` for a dtype that a tensor cannot be cast to.
+pub fn reshard_bytes(plan: &Plan) -> Result<u64> {
+    let mut total = 0_u64;
+    for rank in 0..plan.mesh().size() {
+        for local in plan.rank(rank)? {
+            total = total.saturating_add(len_as(&local, wanted(&local, None))?);
+        }
+    }
+    Ok(total)
 }
 
 /// Writes what every rank of a plan has: into `to`, a folder with a file a rank, or, for a plan of one rank, a
-/// checkpoint as [`save`](crate::save()) writes it.
+/// checkpoint as [`save`](crate::save()) writes it. `to` may be what is read.
+///
+/// [`Save::progress`] hears of the bytes of all ranks.
 ///
 /// # Errors
 /// What reading and writing can say; with [`Save::keep`], which compares all files before anything is written,
-/// `CHECKSUM_MISMATCH`, `CHECKSUM_FORM`, `CHECKSUM_STALE`. Each rank's files appear whole or not at all, in the order of ranks; what a
-/// save that was cut off leaves beside files of an older one is refused when it is read.
+/// `CHECKSUM_MISMATCH`, `CHECKSUM_FORM`, `CHECKSUM_STALE`. All ranks' files take the places of older ones at one moment: whoever opens the
+/// folder as an [`Origin`] finds those of before or the new ones, whenever this is cut off.
 pub fn reshard(
     origin: &Origin,
     plan: &Plan,
@@ -393,31 +368,63 @@ pub fn reshard(
     };
     let save = &kept.save(save);
     let ranks = plan.mesh().size();
-    if ranks > 1 {
-        std::fs::create_dir_all(to)
-            .map_err(|error| tonnage_storage::Error::new("create", to.to_string_lossy(), error))?;
+    let mut written = Written {
+        done: 0,
+        total: reshard_bytes(plan)?,
+        told: save.progress,
+    };
+    let save = Save {
+        metadata: origin.metadata.clone(),
+        progress: None,
+        ..save.clone()
+    };
+    if ranks <= 1 {
+        let mut saved = one_rank(&planned, 0, to, load, &save, &mut written)?;
+        saved.notes.extend(kept.notes);
+        // What is whole now was ranks' before, maybe.
+        ranks::forget(to)?;
+        return Ok(vec![saved]);
     }
+    let staging = Staging::create(to, save.durability)?;
     let set = set();
     let mut all = Vec::with_capacity(ranks as usize);
     for rank in 0..ranks {
         let mut save = save.clone();
-        save.metadata = origin.metadata.clone();
-        let path = if ranks > 1 {
-            let shards = shards(plan, rank, &set, &planned.locals(rank)?);
-            save.metadata.push((SHARDS.to_owned(), shards.to_string()));
-            to.join(rank_file(rank))
-        } else {
-            to.to_owned()
-        };
-        all.push(one_rank(&planned, rank, &path, load, &save)?);
+        let shards = shards(plan, rank, &set, &planned.locals(rank)?);
+        save.metadata.push((SHARDS.to_owned(), shards.to_string()));
+        let path = staging.file(rank);
+        let mut saved = one_rank(&planned, rank, &path, load, &save, &mut written)?;
+        let paths = saved.files.iter_mut().chain(&mut saved.index);
+        for path in paths {
+            // They have these names once all are there.
+            if let Some(name) = path.file_name() {
+                *path = to.join(name);
+            }
+        }
+        all.push(saved);
     }
+    staging.publish()?;
     if let Some(first) = all.first_mut() {
         first.notes.extend(kept.notes);
     }
-    if ranks > 1 {
-        remove_beyond(to, ranks)?;
-    }
     Ok(all)
+}
+
+/// How much is written.
+struct Written<'a> {
+    done: u64,
+    total: u64,
+    told: Option<OnProgressOf<'a>>,
+}
+
+impl Written<'_> {
+    fn add(&mut self, bytes: usize) {
+        self.done = self.done.saturating_add(bytes as u64);
+        if let Some(told) = self.told {
+            let (done, total) = (self.done, self.total);
+            (told.0)(Progress { done, total });
+        }
+    }
 }
 
 fn one_rank(
@@ -426,6 +433,7 @@ fn one_rank(
     path: &Path,
     load: &PlanLoad<'_>,
     save: &Save<'_>,
+    written: &mut Written<'_>,
 ) -> Result<Saved> {
     let locals = planned.locals(rank)?;
     let specs: Vec<crate::format::TensorSpec<'_>> = locals
@@ -439,7 +447,10 @@ fn one_rank(
     let mut writer = Writer::declared(path, &specs, save)?;
     planned.stream(rank, load, AHEAD, &mut |tensor| {
         writer.begin(&tensor.name, tensor.dtype, &tensor.shape)?;
-        writer.write(tensor.bytes())?;
+        for piece in tensor.bytes().chunks(PIECE) {
+            writer.write(piece)?;
+            written.add(piece.len());
+        }
         writer.end()
     })?;
     writer.finish()
