@@ -100,7 +100,7 @@ class Corpus:
         code = case.get("code")
         if code is not None:
             case["clause"] = CLAUSES[code]
-        order = ["id", "kind", "file", "verdict", "code", "clause", "tensor", "limits", "links", "compat", "expect", "why"]
+        order = ["id", "kind", "file", "sidecar", "verdict", "code", "clause", "tensor", "chunk", "limits", "links", "compat", "expect", "why"]
         self.cases.append({key: case[key] for key in order if key in case})
         for path, blob in files.items():
             if self.files.setdefault(path, blob) != blob:
@@ -152,11 +152,15 @@ class Corpus:
 
     # One file to be verified by its checksums; it is good whatever they say.
 
-    def checksums(self, id, blob, tensors, metadata, why, code=None, **extra):
+    def checksums(self, id, blob, tensors, metadata, why, code=None, sidecar=None, **extra):
         path = f"files/{id}.safetensors"
         codes = {} if code is None else {"code": code}
+        files = {path: blob}
+        if sidecar is not None:
+            extra["sidecar"] = f"{path}.b3"
+            files[extra["sidecar"]] = sidecar
         case = {"id": id, "kind": "checksums", "file": path, "verdict": "reject" if code else "accept"}
-        self.add({**case, "expect": content(tensors, metadata), "why": why, **codes, **extra}, {path: blob})
+        self.add({**case, "expect": content(tensors, metadata), "why": why, **codes, **extra}, files)
 
     # One index file.
 

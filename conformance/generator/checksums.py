@@ -1,6 +1,7 @@
 """Chapter 13: checksums in metadata.
 
-The CRC here is a second implementation, bit by bit, from the definition in clause 13.3.
+The CRC here is a second implementation, bit by bit, from the definition in clause 13.3, and the BLAKE3 hash one from
+the paper, for inputs of one chunk.
 """
 
 import base64
@@ -21,6 +22,41 @@ def crc64(data):
     return crc ^ 2**64 - 1
 
 
+IV = [0x6A09E667, 0xBB67AE85, 0x3C6EF372, 0xA54FF53A, 0x510E527F, 0x9B05688C, 0x1F83D9AB, 0x5BE0CD19]
+ORDER = [2, 6, 3, 10, 7, 0, 4, 13, 1, 11, 12, 5, 9, 14, 15, 8]
+COLUMNS = [(0, 4, 8, 12), (1, 5, 9, 13), (2, 6, 10, 14), (3, 7, 11, 15)]
+DIAGONALS = [(0, 5, 10, 15), (1, 6, 11, 12), (2, 7, 8, 13), (3, 4, 9, 14)]
+
+
+def turn(word, bits):
+    return (word >> bits | word << 32 - bits) & 0xFFFFFFFF
+
+
+def compress(chain, words, length, flags):
+    v = chain + IV[:4] + [0, 0, length, flags]
+    for _ in range(7):
+        for (a, b, c, d), x, y in zip(COLUMNS + DIAGONALS, words[::2], words[1::2], strict=True):
+            for word, left, right in ((x, 16, 12), (y, 8, 7)):
+                v[a] = (v[a] + v[b] + word) & 0xFFFFFFFF
+                v[d] = turn(v[d] ^ v[a], left)
+                v[c] = (v[c] + v[d]) & 0xFFFFFFFF
+                v[b] = turn(v[b] ^ v[c], right)
+        words = [words[at] for at in ORDER]
+    return [v[at] ^ v[at + 8] for at in range(8)]
+
+
+def blake3(data):
+    """BLAKE3 of at most 1024 bytes: one chunk, which is the root."""
+    assert len(data) <= 1024
+    chain, blocks = IV, [data[at : at + 64] for at in range(0, len(data), 64)] or [b""]
+    for at, block in enumerate(blocks):
+        flags = (1 if at == 0 else 0) | (2 | 8 if at == len(blocks) - 1 else 0)
+        padded = block.ljust(64, b"\0")
+        words = [int.from_bytes(padded[i : i + 4], "little") for i in range(0, 64, 4)]
+        chain = compress(chain, words, len(block), flags)
+    return b"".join(word.to_bytes(4, "little") for word in chain).hex()
+
+
 def value(data, length=None, sums=None):
     if sums is None:
         sums = [crc64(data)] if data else []
@@ -31,12 +67,15 @@ def value(data, length=None, sums=None):
 
 def add(c):
     assert crc64(b"123456789") == 0xAE8B14860A799888
+    assert blake3(b"") == "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262"
     tensors = [T("a", "F32", [2], 0, 8), T("b", "U8", [5], 8, 13)]
     data = payload(13, 41)
 
     def case(name, why, text, code=None, data=data, tensors=tensors, more=None, **extra):
         metadata = {**(more or {})} if text is None else {**(more or {}), KEY: text}
         blob = container(text_of(tensors, metadata or None), data)
+        if code == "CHECKSUM_MISMATCH":
+            extra["chunk"] = {"offset": len(blob) - len(data), "bytes": len(data)}
         c.checksums(f"checksums/{name}", blob, tensors, metadata or None, why, code, **extra)
 
     good = value(data)
@@ -68,3 +107,28 @@ def add(c):
     case("url-alphabet", "Base64 of the other alphabet.", value(data, sums=[0xFFFBFFFBFFFBFFFB]).replace("+", "-").replace("/", "_"), "CHECKSUM_FORM")
     case("unused-bits", "Unused bits of base64 are zero.", value(data, sums=[0])[:-2] + "B=", "CHECKSUM_FORM")
     case("newline", "No whitespace in base64.", good[:-4] + "\n" + good[-4:], "CHECKSUM_FORM")
+
+    def beside(name, why, text=None, code=None, damage=None, sums=None):
+        """A file with a sidecar; `text` is made of the right hash and the file's name."""
+        metadata = None if sums is None else {KEY: sums}
+        blob = container(text_of(tensors, metadata), data)
+        line = (text or "{hash}  {name}\n").format(hash=blake3(blob), name=f"{name}.safetensors", upper=blake3(blob).upper())
+        blob = blob if damage is None else damage(blob)
+        c.checksums(f"checksums/{name}", blob, tensors, metadata, why, code, sidecar=line.encode())
+
+    mismatch, form = "CHECKSUM_MISMATCH", "CHECKSUM_FORM"
+    beside("b3-good", "The hash of the whole file lies beside it.")
+    beside("b3-and-sums", "A file may have both, and both are right.", sums=good)
+    beside("b3-flip-data", "The last bit of the data is another.", code=mismatch, damage=lambda blob: blob[:-1] + bytes([blob[-1] ^ 1]))
+    beside("b3-wrong", "The hash of something else.", f"{blake3(b'')}  {{name}}\n", mismatch)
+    beside("b3-other-name", "The hash of a file of another name says nothing of this one.", "{hash}  other.safetensors\n", form)
+    beside("b3-folder", "The name is without folders.", "{hash}  checksums/{name}\n", form)
+    beside("b3-upper-case", "The digits are lower-case.", "{upper}  {name}\n", form)
+    beside("b3-short", "A hash has 64 digits.", "{hash:.62}  {name}\n", form)
+    beside("b3-one-space", "Two spaces stand behind the hash.", "{hash} {name}\n", form)
+    beside("b3-star", "The star of other tools' binary mode is no space.", "{hash} *{name}\n", form)
+    beside("b3-no-newline", "The line ends in a newline.", "{hash}  {name}", form)
+    beside("b3-carriage-return", "Nothing stands before it.", "{hash}  {name}\r\n", form)
+    beside("b3-two-lines", "A sidecar has one line.", "{hash}  {name}\n{hash}  {name}\n", form)
+    beside("b3-hash-alone", "The name is missing.", "{hash}\n", form)
+    beside("b3-empty", "Nothing at all.", "{hash:.0}", form)

@@ -196,14 +196,14 @@ def verdicts(root, corpus):
     known = {line.split(" ", 1)[0] for line in text.splitlines()}
     for case in corpus.cases:
         if case["id"] not in known:
-            text += f"{case['id']} {case['verdict']} {case.get('code', '-')} {digest(corpus, case['file'])}\n"
+            text += f"{case['id']} {case['verdict']} {case.get('code', '-')} {digest(corpus, case['file'], case.get('sidecar'))}\n"
     return {"frozen/VERDICTS": text.encode()}
 
 
-def digest(corpus, path):
-    """SHA-256 of a file, or of the names and bytes of a folder's files."""
+def digest(corpus, path, sidecar=None):
+    """SHA-256 of a file and its sidecar, or of the names and bytes of a folder's files."""
     if path in corpus.files:
-        return hashlib.sha256(corpus.files[path]).hexdigest()
+        return hashlib.sha256(corpus.files[path] + corpus.files.get(sidecar, b"")).hexdigest()
     whole = hashlib.sha256()
     for name in sorted(name for name in corpus.files if name.startswith(path + "/")):
         whole.update(name.removeprefix(path + "/").encode() + b"\0" + corpus.files[name])

@@ -19,7 +19,7 @@ def convert(
     fsync: bool = True,
     threads: int | None = None,
     progress: _progress.ProgressLike = None,
-    checksums: _save.Checksums = False,
+    checksums: _save.Checksums | None = None,
 ) -> _save.Saved:
     """Writes a checkpoint in another container, block by block: memory does not depend on its size.
 
@@ -39,11 +39,14 @@ def convert(
         fsync: as for `tonnage.save`.
         threads: as for `tonnage.save`.
         progress: as for `Checkpoint.load`.
-        checksums: as for `tonnage.save`; for safetensors.
+        checksums: by default the copy has the kinds that the source has, and what is read is
+            compared with those. `True` and `"blake3"`: as for `tonnage.save`, besides those.
+            `False`: none, and nothing is compared. GGUF has no place but for the hash beside it.
 
     Raises:
         UsageError: to GGUF, from files that carry no GGUF header (`GGUF_NO_HEADER`).
-        FormatError: what they carry does not fit the tensors beside it (`GGUF_CARRIED`).
+        FormatError: what they carry does not fit the tensors beside it (`GGUF_CARRIED`); the
+            source is not what its checksums say (`CHECKSUM_MISMATCH`).
         StorageError: a failed write. What was there before is whole.
     """
     opened = source if isinstance(source, _checkpoint.Checkpoint) else _checkpoint.open(source)
@@ -51,7 +54,7 @@ def convert(
     try:
         limit = None if max_shard_size is None else _save.size(max_shard_size)
         text = None if metadata is None else dict(metadata)
-        sums = _save._sums(checksums)
+        sums = _save._sums_of_copy(checksums)
         handle, where = opened._handle, os.fsdecode(target)
         written = _convert(handle, where, text, limit, fsync, threads, bar, sums)
     finally:

@@ -281,7 +281,7 @@ def _convert(
     fsync: bool,
     threads: int | None,
     progress: Callable[[int, int], object] | None,
-    checksums: tuple[bool, bool],
+    checksums: tuple[bool, bool] | None,
 ) -> _Written: ...
 def _parse_size(text: str) -> int: ...
 
@@ -533,7 +533,7 @@ def _reshard(
     rules: str | None,
     max_shard_size: int | None,
     fsync: bool,
-    checksums: tuple[bool, bool],
+    checksums: tuple[bool, bool] | None,
     threads: int | None,
     allow_symlinks: bool,
 ) -> tuple[list[Any], int, int, int, float]: ...

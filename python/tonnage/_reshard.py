@@ -40,7 +40,7 @@ def reshard(
     *,
     max_shard_size: int | str | None = None,
     fsync: bool = True,
-    checksums: _save.Checksums = False,
+    checksums: _save.Checksums | None = None,
     threads: int | None = None,
     allow_symlinks: bool = False,
 ) -> Resharded:
@@ -62,7 +62,8 @@ def reshard(
         rules: with a mesh: patterns and placements, of which the first that matches a name holds.
             Default, and `"auto"`: what the usual names of transformer weights say, with the heads
             of a `config.json` beside them; what those do not say is on every rank.
-        max_shard_size, fsync, checksums, threads: as for `save`.
+        max_shard_size, fsync, threads: as for `save`.
+        checksums: as for `convert`.
         allow_symlinks: as for `open`.
 
     Returns:
@@ -91,7 +92,7 @@ def reshard(
         by_rule,
         None if max_shard_size is None else _save.size(max_shard_size),
         fsync,
-        _save._sums(checksums),
+        _save._sums_of_copy(checksums),
         threads,
         allow_symlinks,
     )

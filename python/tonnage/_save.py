@@ -128,6 +128,11 @@ def save(
     return _saved(files, index, total, seconds)
 
 
+def _sums_of_copy(checksums: Checksums | None) -> tuple[bool, bool] | None:
+    """The same for copies, which by default have those of their source."""
+    return None if checksums is None else _sums(checksums)
+
+
 def _sums(checksums: Checksums) -> tuple[bool, bool]:
     """Whether sums go into the metadata, and hashes beside the files."""
     if checksums in (True, False):

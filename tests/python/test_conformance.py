@@ -75,14 +75,16 @@ def test_published_verdicts_stay() -> None:
         name, verdict, code, digest = line.split()
         case = now[name]
         assert (case["verdict"], case.get("code", "-")) == (verdict, code), name
-        assert content_digest(ROOT / case["file"]) == digest, name
+        sidecar = ROOT / case["sidecar"] if "sidecar" in case else None
+        assert content_digest(ROOT / case["file"], sidecar) == digest, name
 
 
-def content_digest(path: Path) -> str:
-    """SHA-256 of a file, or of the names and bytes of a folder's files."""
+def content_digest(path: Path, sidecar: Path | None) -> str:
+    """SHA-256 of a file and its sidecar, or of the names and bytes of a folder's files."""
     digest = hashlib.sha256()
-    if path.is_file():
-        digest.update(path.read_bytes())
+    for file in (path, sidecar):
+        if file is not None and file.is_file():
+            digest.update(file.read_bytes())
     for file in sorted(file for file in path.rglob("*") if file.is_file()):
         digest.update(str(file.relative_to(path)).encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()
@@ -213,6 +215,45 @@ def test_directory_through_open(case: Case, tmp_path: Path) -> None:
         }
         for name, ref in checkpoint.items():
             assert Path(ref.file).name == Path(rows[name]["file"]).name
+
+
+@pytest.mark.parametrize("case", of_kind("checksums"))
+def test_checksums_through_verify(case: Case) -> None:
+    """Verifying says what the manifest says; opening and reading is no error, whatever it says."""
+    path = ROOT / case["file"]
+    assert read_content(path) == expected_content(case["expect"])
+    with tonnage.open(path) as checkpoint:
+        assert set(checkpoint.load()) == set(checkpoint)
+    found = tonnage.verify(path)
+    assert found.ok == (case["verdict"] == "accept")
+    assert found.files[0].hashed == ("sidecar" in case and found.ok)
+    if found.ok:
+        return
+    [error] = found.errors
+    assert (error.code, error.clause) == (case["code"], case["clause"])
+    assert error.file is not None
+    if "tensor" in case:
+        assert error.tensor == case["tensor"]
+    if "chunk" in case:
+        begin, size = integers([case["chunk"]["offset"], case["chunk"]["bytes"]])
+        assert f"(bytes {begin} to {begin + size})" in error.text
+
+
+@pytest.mark.parametrize("case", of_kind("checksums"))
+def test_checksums_through_a_load(case: Case) -> None:
+    """A load compares chunks, and takes no file for verified that has nothing to compare with."""
+    with tonnage.open(ROOT / case["file"]) as checkpoint:
+        checked = tonnage.verify(ROOT / case["file"]).files[0].chunks > 0
+        if not checkpoint.nbytes and case["verdict"] == "accept":
+            return
+        if case["verdict"] == "accept" or "sidecar" in case:
+            if checked:
+                checkpoint.load(verify=True)
+                return
+            case = {"code": "NO_CHECKSUMS", "clause": "13.8"}
+        with pytest.raises(tonnage.TonnageError) as caught:
+            checkpoint.load(verify=True)
+        check_refusal(case, caught.value)
 
 
 # The frozen files: bytes of writers, and values one by one.

@@ -278,7 +278,10 @@ How the file is changed: if the new header fits into the room of the old one and
 512-byte sector, those bytes are overwritten, which a crash cannot tear. Otherwise the file is replaced whole
 by a copy with the new header (on file systems that share blocks, such as XFS and Btrfs, the copy costs no
 data). --in-place overwrites the header also where it spans several sectors and moves no data at all; until
-it is complete, a copy of the old header lies beside the file. The report says which way was taken.";
+it is complete, a copy of the old header lies beside the file. The report says which way was taken.
+
+Checksums of the data stay as they are; data that is copied is compared with them. A BLAKE3 hash beside the
+file is compared and renewed.";
 
 /// How headers are edited.
 #[derive(Clone, Debug, Args)]
@@ -289,6 +292,9 @@ pub struct Editing {
     /// Room to leave in the header for later edits, if the file is replaced (such as 4KiB)
     #[arg(long, value_name = "SIZE")]
     pub reserve: Option<String>,
+    /// Remove the hash beside the file rather than renew it, which reads all of the file
+    #[arg(long)]
+    pub drop_sidecar: bool,
 }
 
 /// `rename`.
@@ -320,6 +326,9 @@ pub struct Rename {
     /// Replace what is at --output
     #[arg(long, requires = "output")]
     pub force: bool,
+    /// What becomes of the checksums of a copy.
+    #[command(flatten)]
+    pub sums: Sums,
     /// How to write.
     #[command(flatten)]
     pub editing: Editing,
@@ -338,6 +347,20 @@ pub struct Target {
     /// Do not wait until the data has reached the disk
     #[arg(long)]
     pub no_sync: bool,
+    /// What becomes of checksums.
+    #[command(flatten)]
+    pub sums: Sums,
+}
+
+/// What becomes of checksums. By default a copy has those that its source had, which are compared on the way.
+#[derive(Clone, Copy, Debug, Default, Args)]
+pub struct Sums {
+    /// Give the copy checksums, also where what is read has none
+    #[arg(long)]
+    pub checksums: bool,
+    /// Leave checksums out, and do not compare what is read with those that it has
+    #[arg(long, conflicts_with = "checksums")]
+    pub no_checksums: bool,
 }
 
 /// `cast`.

@@ -70,7 +70,7 @@ pub struct Options<'a> {
     pub cancel: Option<&'a Cancel>,
     /// How sources are read.
     pub strategy: Strategy,
-    /// Looks at what [`crate::read()`] reads.
+    /// Looks at what [`crate::read()`] and [`crate::put()`] read from sources.
     pub check: Option<&'a dyn Check>,
 }
 

@@ -8,7 +8,7 @@
 use tonnage_storage::{DirectWrite, Sink, Source};
 
 use crate::checksum::Sums;
-use crate::control::{Error, Options, Report};
+use crate::control::{Check, Error, Options, Report};
 use crate::queue;
 
 /// Bytes that belong at a place of a sink.
@@ -112,10 +112,11 @@ const WRITERS: (usize, usize) = (3, 8);
 const DIRECT_FROM: u64 = 8 << 20;
 
 /// Writes every put. They must not overlap. When this fails, some of them may have been written. `sums`
-/// are fed with what is written, each byte once. Memory: threads × block.
+/// are fed with what is written, each byte once; [`Options::check`] looks at what is read from sources, before it
+/// is written. Memory: threads × block.
 ///
 /// # Errors
-/// The first failure of a source, of what makes bytes, or of the sink; or that the run was cancelled.
+/// The first failure of a source, of the check, of what makes bytes, or of the sink; or that the run was cancelled.
 pub fn put(
     sink: &dyn Sink,
     puts: &[Put<'_>],
@@ -138,6 +139,10 @@ pub fn put(
         ..*options
     };
     let blocks = cut(join(puts), size as u64);
+    let looks = Looks {
+        sums,
+        check: options.check,
+    };
     queue::for_each_block(
         blocks,
         &options,
@@ -145,8 +150,8 @@ pub fn put(
         |block| block.len as u64,
         Staging::default,
         |staging, block| match direct {
-            Some(direct) => write_directly(sink, direct, &block, staging, sums),
-            None => write_through(sink, &block, staging, sums),
+            Some(direct) => write_directly(sink, direct, &block, staging, looks),
+            None => write_through(sink, &block, staging, looks),
         },
     )
 }
@@ -241,7 +246,7 @@ impl Part<'_> {
         }))
     }
 
-    fn fill(&self, dst: &mut [u8]) -> Result<(), Error> {
+    fn fill(&self, dst: &mut [u8], check: Option<&dyn Check>) -> Result<(), Error> {
         match self.from {
             Origin::Bytes(_) => {
                 if let Some(data) = self.in_memory() {
@@ -252,17 +257,30 @@ impl Part<'_> {
             Origin::Source(source, begin) => {
                 let offset = begin.saturating_add(self.at);
                 let read = source.read_exact_at(offset, dst);
-                read.map_err(|error| Error::Storage { error, offset })
+                read.map_err(|error| Error::Storage { error, offset })?;
+                match check {
+                    Some(check) => check.check(source, offset, &mut [&*dst].into_iter()),
+                    None => Ok(()),
+                }
             }
             Origin::Fill(fill) => fill.fill(self.at, dst),
         }
     }
 }
 
-fn gather(parts: &[Part<'_>], mut dst: &mut [u8]) -> Result<(), Error> {
+/// Who looks at the bytes on their way.
+#[derive(Clone, Copy)]
+struct Looks<'a> {
+    /// At what is written.
+    sums: Option<&'a Sums>,
+    /// At what is read.
+    check: Option<&'a dyn Check>,
+}
+
+fn gather(parts: &[Part<'_>], mut dst: &mut [u8], check: Option<&dyn Check>) -> Result<(), Error> {
     for part in parts {
         let (now, rest) = dst.split_at_mut(part.len);
-        part.fill(now)?;
+        part.fill(now, check)?;
         dst = rest;
     }
     Ok(())
@@ -275,13 +293,13 @@ fn write_directly(
     direct: &dyn DirectWrite,
     block: &Block<'_>,
     staging: &mut Staging,
-    sums: Option<&Sums>,
+    looks: Looks<'_>,
 ) -> Result<(), Error> {
     let align = direct.align().max(1);
     let skew = (block.offset % align as u64) as usize;
     let bytes = staging.room(block.len, align, skew);
-    gather(&block.parts, bytes)?;
-    if let Some(sums) = sums {
+    gather(&block.parts, bytes, looks.check)?;
+    if let Some(sums) = looks.sums {
         sums.feed(block.offset, [&*bytes]);
     }
     let failed = |offset| move |error| Error::Storage { error, offset };
@@ -311,10 +329,10 @@ fn write_through(
     sink: &dyn Sink,
     block: &Block<'_>,
     staging: &mut Staging,
-    sums: Option<&Sums>,
+    looks: Looks<'_>,
 ) -> Result<(), Error> {
     let write = |offset: u64, bytes: &[u8]| {
-        if let Some(sums) = sums {
+        if let Some(sums) = looks.sums {
             sums.feed(offset, [bytes]);
         }
         sink.write_all_at(offset, bytes)
@@ -332,7 +350,7 @@ fn write_through(
             }
             parts => {
                 let bytes = staging.room(len, 1, 0);
-                gather(parts, bytes)?;
+                gather(parts, bytes, looks.check)?;
                 write(offset, bytes)?;
             }
         }

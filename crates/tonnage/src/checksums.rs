@@ -15,7 +15,7 @@ use tonnage_storage::{
     self as storage, AtomicFile, AtomicOptions, Durability, FileSource, Sink, Source,
 };
 
-use crate::checkpoint::{Checkpoint, CheckpointFile};
+use crate::checkpoint::{Checkpoint, CheckpointFile, Note};
 use crate::error::{Error, Result, mismatch};
 
 // One number in two rooms that do not know each other.
@@ -154,6 +154,82 @@ impl Watch {
     /// The error, with the tensors where it is about a chunk.
     pub fn named(&self, checkpoint: &Checkpoint, error: Error) -> Error {
         self.0.named(checkpoint, error)
+    }
+}
+
+/// What a file says of its bytes, found right as far as that was to be found out beforehand.
+#[derive(Debug, Default)]
+pub(crate) struct Carried {
+    /// Whether it has checksums that this version knows.
+    pub checksums: bool,
+    /// Whether its hash lies beside it; the whole file was compared with that.
+    pub sidecar: bool,
+    /// What cannot be kept.
+    pub notes: Vec<Note>,
+}
+
+impl Carried {
+    /// Of a file that is to be copied.
+    ///
+    /// # Errors
+    /// `CHECKSUM_FORM`, `CHECKSUM_STALE`: copying would make good what nobody knows to be good; `CHECKSUM_MISMATCH`
+    /// for a file that is not what the hash beside it says; what the system said.
+    pub fn of(
+        file: &CheckpointFile,
+        source: &dyn Source,
+        options: &Options<'_>,
+    ) -> Result<Carried> {
+        let mut carried = Carried {
+            checksums: file.checksums()?.is_some(),
+            ..Carried::default()
+        };
+        let mut keys = file.metadata.iter().flatten();
+        if !carried.checksums && keys.any(|(key, _)| key == CHECKSUMS_KEY) {
+            carried.notes.push(Note {
+                code: "CHECKSUM_UNKNOWN",
+                text: "its checksums are of a kind that this version does not know; the copy has none of them".into(),
+                file: Some(file.label.clone()),
+            });
+        }
+        if source.file().is_some() {
+            match known_sidecar(Path::new(&file.label), source, options)? {
+                Beside::Right => carried.sidecar = true,
+                Beside::Unknown(note) => carried.notes.push(note),
+                Beside::Nothing => {}
+            }
+        }
+        Ok(carried)
+    }
+}
+
+/// What lies beside a file.
+pub(crate) enum Beside {
+    /// No sidecar.
+    Nothing,
+    /// The hash of what the file has.
+    Right,
+    /// Something that is no hash of this file, so there is nothing to renew.
+    Unknown(Note),
+}
+
+/// Compares a file with its sidecar, if there is one that is legible.
+///
+/// # Errors
+/// `CHECKSUM_MISMATCH`; what the system said.
+pub(crate) fn known_sidecar(
+    path: &Path,
+    source: &dyn Source,
+    options: &Options<'_>,
+) -> Result<Beside> {
+    match compare_sidecar(path, source, options) {
+        Ok(true) => Ok(Beside::Right),
+        Ok(false) => Ok(Beside::Nothing),
+        Err(error) if error.code() == Reason::ChecksumForm.code() => Ok(Beside::Unknown(Note {
+            code: "SIDECAR_UNKNOWN",
+            text: format!("what lay beside it was no hash of it and was not renewed: {error}"),
+            file: Some(path.display().to_string()),
+        })),
+        Err(error) => Err(error.in_file(path.display().to_string())),
     }
 }
 
@@ -324,6 +400,27 @@ pub fn read_sidecar(path: &Path) -> Result<Option<[u8; 32]>> {
     });
     let hash = hash.and_then(|(hash, _)| unhex(hash)).ok_or_else(wrong)?;
     Ok(Some(hash))
+}
+
+/// Compares a whole file with the hash beside it; `false` if it has none.
+///
+/// # Errors
+/// `CHECKSUM_FORM`, `CHECKSUM_MISMATCH`; what the system said.
+pub(crate) fn compare_sidecar(
+    path: &Path,
+    source: &dyn Source,
+    options: &Options<'_>,
+) -> Result<bool> {
+    let Some(needed) = read_sidecar(path)? else {
+        return Ok(false);
+    };
+    let found = engine::hash::blake3_of(source, options)?;
+    if found == needed {
+        return Ok(true);
+    }
+    let wrong = format::Error::new(Reason::ChecksumMismatch);
+    let wrong = wrong.found(format_args!("BLAKE3 {}", hex(&found)));
+    Err(wrong.needed(hex(&needed)).into())
 }
 
 /// Puts a sidecar beside a file.

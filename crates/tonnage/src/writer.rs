@@ -393,6 +393,7 @@ impl<'a> Writer<'a> {
         Ok(Saved {
             files,
             index,
+            notes: Vec::new(),
             total_size,
             report,
         })

@@ -332,12 +332,13 @@ fn a_sidecar_is_what_b3sum_writes_and_never_beside_other_content() {
     if let Ok(said) = b3sum.output() {
         assert!(said.status.success(), "{said:?}");
     }
-    // An edit and a save without one take it away.
+    // An edit that is to drop it and a save without one take it away.
     let set = [("k".to_owned(), "v".to_owned())];
     edit(
         &path,
         &Edit {
             set: &set,
+            drop_sidecar: true,
             ..Edit::default()
         },
     )

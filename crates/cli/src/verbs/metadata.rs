@@ -126,6 +126,7 @@ pub fn apply(
         file,
         &Edit {
             in_place: editing.in_place,
+            drop_sidecar: editing.drop_sidecar,
             reserve,
             read,
             options,
@@ -171,7 +172,7 @@ pub fn tell(
     if common.json {
         let report = json!({
             "schema": "tonnage.edit/1", "file": path, "way": done.way.name(), "bytes_written": done.written,
-            "renamed": done.renamed, "deleted": done.deleted,
+            "renamed": done.renamed, "deleted": done.deleted, "notes": super::notes(&done.notes),
         });
         json::write(out, &report)?;
         return Ok(OK);
@@ -186,5 +187,6 @@ pub fn tell(
         Way::Replaced => format!("file replaced, {}", text::size(done.written)),
     };
     writeln!(out, "{}: {what} ({way})", text::name(&path))?;
+    super::tell_notes(&done.notes, out)?;
     Ok(OK)
 }

@@ -17,6 +17,7 @@ mod shard;
 mod verify;
 mod write;
 
+use std::io::Write;
 use std::path::Path;
 
 use clap::CommandFactory;
@@ -116,4 +117,20 @@ impl<'a> Blocks<'a> {
 /// A size such as `5GB` or `500MiB`.
 fn size(text: &str) -> Result<u64, Failure> {
     Ok(tonnage::parse_size(text)?)
+}
+
+/// What became of checksums that could not be kept, as JSON.
+fn notes(notes: &[tonnage::Note]) -> Vec<serde_json::Value> {
+    let one = |note: &tonnage::Note| serde_json::json!({"code": note.code, "text": note.text, "file": note.file});
+    notes.iter().map(one).collect()
+}
+
+/// The same, a line each.
+fn tell_notes(notes: &[tonnage::Note], out: &mut Out) -> Result<(), Failure> {
+    for note in notes {
+        let file = note.file.as_deref().unwrap_or_default();
+        let (file, text) = (crate::text::name(file), crate::text::line(&note.text));
+        writeln!(out, "{file}: note[{}]: {text}", note.code)?;
+    }
+    Ok(())
 }

@@ -37,6 +37,7 @@ pub fn run(args: &Rename, common: &Common, out: &mut Out) -> Result<u8, Failure>
             max_size: max_size(&checkpoint),
             force: args.force,
             sync: true,
+            sums: args.sums,
         };
         let name = |old: &str| renamed.get(old).map(String::as_str);
         return copying.run(
@@ -50,6 +51,10 @@ pub fn run(args: &Rename, common: &Common, out: &mut Out) -> Result<u8, Failure>
             common,
             out,
         );
+    }
+    if args.sums.checksums || args.sums.no_checksums {
+        let text = "--checksums and --no-checksums are about a copy, which --output asks for";
+        return Err(Failure::Usage(text.to_owned()));
     }
     let [file] = checkpoint.files() else {
         let text = format!(

@@ -35,10 +35,13 @@ pub fn run(args: &Reshard, common: &Common, out: &mut Out) -> Result<u8, Failure
             Durability::Full
         },
         cancel: Some(cancel()),
+        checksums: args.target.sums.checksums,
+        keep: !args.target.sums.no_checksums,
         ..Save::default()
     };
     let saved = reshard(&origin, &plan, &args.target.output, &load, &save)?;
     let files: Vec<_> = saved.iter().flat_map(|one| &one.files).collect();
+    let notes: Vec<_> = saved.iter().flat_map(|one| &one.notes).cloned().collect();
     let bytes: u64 = saved.iter().map(|one| one.total_size).sum();
     let output = args.target.output.to_string_lossy();
     if common.json {
@@ -46,6 +49,7 @@ pub fn run(args: &Reshard, common: &Common, out: &mut Out) -> Result<u8, Failure
         let report = json!({
             "schema": "tonnage.reshard/1", "output": output, "files": files,
             "ranks": plan.mesh().size(), "tensors": plan.targets().len(), "bytes": bytes,
+            "checksum_notes": super::notes(&notes),
         });
         json::write(out, &report)?;
         return Ok(OK);
@@ -59,5 +63,6 @@ pub fn run(args: &Reshard, common: &Common, out: &mut Out) -> Result<u8, Failure
         text::plural(files.len() as u64, "file"),
         text::size(bytes),
     )?;
+    super::tell_notes(&notes, out)?;
     Ok(OK)
 }

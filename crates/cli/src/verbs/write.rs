@@ -9,7 +9,7 @@ use tonnage::{
     Checkpoint, Content, Durability, Item, OnProgressOf, Save, Saved, TensorRef, save_items,
 };
 
-use crate::args::{Common, Target};
+use crate::args::{Common, Sums, Target};
 use crate::exit::{Failure, OK};
 use crate::terminal::{Bar, Out, cancel};
 use crate::{json, text};
@@ -24,6 +24,8 @@ pub struct Copying<'a> {
     pub force: bool,
     /// Wait for the disk.
     pub sync: bool,
+    /// What becomes of checksums.
+    pub sums: Sums,
 }
 
 impl<'a> Copying<'a> {
@@ -33,6 +35,7 @@ impl<'a> Copying<'a> {
             output,
             force,
             no_sync,
+            sums,
             ..
         } = target;
         Copying {
@@ -40,6 +43,7 @@ impl<'a> Copying<'a> {
             max_size,
             force: *force,
             sync: !no_sync,
+            sums: *sums,
         }
     }
 
@@ -112,6 +116,8 @@ impl<'a> Copying<'a> {
             },
             progress: Some(OnProgressOf(&progress)),
             cancel: Some(cancel()),
+            checksums: self.sums.checksums,
+            keep: !self.sums.no_checksums,
             ..Save::default()
         };
         let (saved, notes) = write(&save)?;
@@ -127,6 +133,7 @@ impl<'a> Copying<'a> {
                 "schema": "tonnage.write/1", "output": output, "files": files,
                 "index": saved.index.as_ref().map(|index| index.to_string_lossy()),
                 "tensors": tensors, "bytes": saved.total_size, "seconds": saved.report.seconds,
+                "checksum_notes": super::notes(&saved.notes),
             });
             if !notes.is_empty() {
                 report["notes"] = json!(notes);
@@ -151,6 +158,7 @@ impl<'a> Copying<'a> {
         for note in &notes {
             writeln!(out, "  {}", text::name(note))?;
         }
+        super::tell_notes(&saved.notes, out)?;
         Ok(OK)
     }
 

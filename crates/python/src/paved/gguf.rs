@@ -10,7 +10,7 @@ use tonnage::gguf::{ByteOrder, Gguf, GgufFiles, Text, Value, convert, names};
 use super::failure::usage;
 use super::handle::Handle;
 use super::run::{Request, run};
-use super::save::{Sums, Written, settings, told, written};
+use super::save::{Sums, Written, copy_settings, told, written};
 
 /// Version, byte order, alignment, tensors.
 type HeaderRow = (u32, &'static str, u64, usize);
@@ -156,11 +156,11 @@ pub fn convert_to(
     fsync: bool,
     threads: Option<usize>,
     progress: Option<Bound<'_, PyAny>>,
-    checksums: Sums,
+    checksums: Option<Sums>,
 ) -> PyResult<Written> {
     let save = Save {
         threads,
-        ..settings(metadata, max_shard_size, fsync, checksums)
+        ..copy_settings(metadata, max_shard_size, fsync, checksums)
     };
     let request = Request {
         total: handle.checkpoint.total_bytes(),

@@ -40,6 +40,25 @@ pub(crate) fn written(saved: Saved) -> Written {
 /// Whether checksums go into the metadata, and hashes beside the files.
 pub(crate) type Sums = (bool, bool);
 
+/// How a copy is saved: with the checksums that its source has, or with these; with none, what is read is not
+/// compared with those that it has.
+pub(crate) fn copy_settings(
+    metadata: Option<Pairs>,
+    max_shard_size: Option<u64>,
+    fsync: bool,
+    checksums: Option<Sums>,
+) -> Save<'static> {
+    Save {
+        keep: checksums != Some((false, false)),
+        ..settings(
+            metadata,
+            max_shard_size,
+            fsync,
+            checksums.unwrap_or_default(),
+        )
+    }
+}
+
 pub(crate) fn settings(
     metadata: Option<Pairs>,
     max_shard_size: Option<u64>,

@@ -8,7 +8,7 @@ use tonnage::plan::{self, ModelConfig, Origin, Plan, PlanLoad, Request, Rules};
 
 use super::NativePlan;
 use crate::paved::run::{self, run};
-use crate::paved::save::{Sums, settings, told};
+use crate::paved::save::{Sums, copy_settings, told};
 
 fn plan_of(origin: &Origin, source: &Path, of: &str, rules: Option<&str>) -> tonnage::Result<Plan> {
     let of = Request::from_json(of)?;
@@ -44,11 +44,11 @@ pub fn reshard(
     rules: Option<String>,
     max_shard_size: Option<u64>,
     fsync: bool,
-    checksums: Sums,
+    checksums: Option<Sums>,
     threads: Option<usize>,
     allow_symlinks: bool,
 ) -> PyResult<Resharded> {
-    let save = settings(None, max_shard_size, fsync, checksums);
+    let save = copy_settings(None, max_shard_size, fsync, checksums);
     let request = run::Request {
         total: 0,
         threads,

@@ -121,6 +121,8 @@ pub(super) fn gguf_save<'a>(save: &Save<'a>) -> GgufSave<'a> {
         threads: save.threads,
         progress: save.progress,
         cancel: save.cancel,
+        sidecar: save.sidecar,
+        keep: save.keep,
         ..GgufSave::default()
     }
 }
@@ -198,7 +200,8 @@ fn publish(parts: &[Part<'_>], save: &Save<'_>) -> Result<Saved> {
         saved.total_size = saved.total_size.saturating_add(bytes);
         saved.report = report;
     }
-    for file in staged {
+    for mut file in staged {
+        saved.notes.append(&mut file.notes);
         file.commit()?;
     }
     saved.report.bytes = saved.total_size;

@@ -10,9 +10,11 @@ use tonnage_foreign::gguf::{
 };
 use tonnage_storage::{AtomicFile, AtomicOptions, Durability, MemorySource, Sink, Source, Staged};
 
+use crate::checkpoint::Note;
+use crate::checksums::hash_of;
 use crate::error::{Error, Result};
 use crate::load::OnProgressOf;
-use crate::save::Saved;
+use crate::save::{Kept, Saved, commit_one};
 use crate::tensor::TensorRef;
 
 /// How a GGUF file is saved.
@@ -28,6 +30,11 @@ pub struct GgufSave<'a> {
     pub progress: Option<OnProgressOf<'a>>,
     /// As [`Options::cancel`].
     pub cancel: Option<&'a engine::Cancel>,
+    /// Put the BLAKE3 hash of the file beside it (spec 13.14).
+    pub sidecar: bool,
+    /// As [`Save::keep`](crate::Save::keep): stored tensors are compared with the checksums of their files, and the
+    /// hash is put beside the file if one lay beside one of those. GGUF has no place for checksums of chunks.
+    pub keep: bool,
 }
 
 impl GgufSave<'_> {
@@ -107,10 +114,12 @@ pub fn save_gguf(
     let parts = items.iter().map(|item| item.content).collect();
     let start = std::time::Instant::now();
     let (staged, report) = write_file(path, &header, parts, &[], save)?;
+    let notes = staged.notes.clone();
     staged.commit()?;
     Ok(Saved {
         files: vec![path.to_owned()],
         index: None,
+        notes,
         total_size: plan
             .places
             .iter()
@@ -130,7 +139,7 @@ pub(crate) fn write_file(
     tensors: Vec<GgufContent<'_>>,
     between: &[(u64, Vec<u8>)],
     save: &GgufSave<'_>,
-) -> Result<(Staged, engine::Report)> {
+) -> Result<(Written, engine::Report)> {
     let options = AtomicOptions {
         durability: save.durability,
         ..AtomicOptions::default()
@@ -159,9 +168,60 @@ pub(crate) fn write_file(
             }
         });
     }
-    let report = engine::put(&file, &puts, None, &save.options())?;
+    let stored = tensors.iter().filter_map(|content| match content {
+        GgufContent::Stored(tensor) if save.keep => Some(*tensor),
+        _ => None,
+    });
+    let quiet = Options {
+        progress: None,
+        ..save.options()
+    };
+    let kept = Kept::of_tensors(stored, &quiet)?;
+    let options = Options {
+        check: kept.check(),
+        ..save.options()
+    };
+    let copied = engine::put(&file, &puts, None, &options).map_err(Error::from);
+    let report = copied.map_err(|error| kept.named(error))?;
+    kept.rest(&quiet).map_err(|error| kept.named(error))?;
     drop(puts);
-    Ok((file.stage()?, report))
+    let hash = (save.sidecar || kept.sidecar()).then(|| hash_of(&file, &quiet));
+    let hash = hash.transpose()?;
+    let lost = kept.checksums().then(|| Note {
+        code: "CHECKSUM_LEFT_OUT",
+        text: "GGUF has no place for the checksums of chunks; what was read was compared with them"
+            .into(),
+        file: Some(path.display().to_string()),
+    });
+    let written = Written {
+        staged: file.stage()?,
+        path: path.to_owned(),
+        hash,
+        durability: save.durability,
+        notes: kept.notes.into_iter().chain(lost).collect(),
+    };
+    Ok((written, report))
+}
+
+/// A complete file that has no name yet.
+#[derive(Debug)]
+pub(crate) struct Written {
+    staged: Staged,
+    path: PathBuf,
+    hash: Option<[u8; 32]>,
+    durability: Durability,
+    /// What became of checksums that could not be kept.
+    pub notes: Vec<Note>,
+}
+
+impl Written {
+    /// Gives it its name, and its sidecar after it.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn commit(self) -> Result<()> {
+        commit_one(self.staged, &self.path, self.hash, self.durability)
+    }
 }
 
 /// Sources that turn tensors round, where the file is big-endian: what turns a number round turns it back.

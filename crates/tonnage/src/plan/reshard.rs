@@ -11,7 +11,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
-use tonnage_engine::Progress;
+use tonnage_engine::checksum::BadChunk;
+use tonnage_engine::{Options, Progress};
+use tonnage_format::forever::CHECKSUMS_KEY;
 use tonnage_plan::{Dims, Mesh, Part, Request, Rules};
 use tonnage_storage::Source;
 
@@ -19,11 +21,12 @@ use super::load::{len_as, wanted};
 use super::parts;
 use super::ranks::{self, Staging};
 use super::{Allow, Local, Plan, PlanLoad, PlannedLoad, Table, build};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, CheckpointFile};
+use crate::checksums::{Carried, bad_chunks, named};
 use crate::error::{Error, Result};
 use crate::load::OnProgressOf;
 use crate::open::OpenOptions;
-use crate::save::{Save, Saved};
+use crate::save::{Kept, Save, Saved};
 use crate::writer::Writer;
 
 /// The key of a file's metadata that says which parts its tensors are.
@@ -39,6 +42,8 @@ const PIECE: usize = 64 << 20;
 pub struct Origin {
     table: Table,
     sources: Vec<Arc<dyn Source>>,
+    /// What each says of itself; of its metadata only the checksums.
+    known: Vec<CheckpointFile>,
     /// Whether tensors lie in parts.
     parts: bool,
     metadata: Vec<(String, String)>,
@@ -61,6 +66,7 @@ impl Origin {
         let mut origin = Origin {
             table: Table::new(),
             sources: Vec::new(),
+            known: Vec::new(),
             parts: true,
             metadata: Vec::new(),
         };
@@ -95,6 +101,7 @@ impl Origin {
         let mut origin = Origin {
             table: Table::new(),
             sources: Vec::new(),
+            known: Vec::new(),
             parts: true,
             metadata,
         };
@@ -125,6 +132,7 @@ impl Origin {
         for (at, file) in checkpoint.files().iter().enumerate() {
             self.table.add_file(&file.label, file.len);
             self.sources.extend(checkpoint.source(at).cloned());
+            self.known.push(without_other_metadata(file));
         }
         first
     }
@@ -135,6 +143,11 @@ impl Origin {
             table: checkpoint.plan_table()?,
             sources: files
                 .filter_map(|at| checkpoint.source(at).cloned())
+                .collect(),
+            known: checkpoint
+                .files()
+                .iter()
+                .map(without_other_metadata)
                 .collect(),
             parts: false,
             metadata: checkpoint.metadata().clone().into_iter().collect(),
@@ -205,6 +218,39 @@ impl Origin {
         Ok(())
     }
 
+    /// Compares all files with the checksums that they have, and finds out what kinds there are.
+    fn keep(&self, save: &Save<'_>) -> Result<Kept<'static>> {
+        let options = Options {
+            threads: save.threads,
+            cancel: save.cancel,
+            ..Options::default()
+        };
+        let mut kept = Kept::default();
+        for (at, (file, source)) in self.known.iter().zip(&self.sources).enumerate() {
+            let carried = Carried::of(file, &**source, &options)?;
+            let checker = carried.checksums.then(|| file.checker()).transpose()?;
+            if let Some(checker) = checker
+                && let Some(bad) = bad_chunks(&**source, &checker, &options)?.first()
+            {
+                return Err(self.corrupt(at, bad).in_file(file.label.clone()));
+            }
+            kept.add(carried);
+        }
+        Ok(kept)
+    }
+
+    /// The error for a chunk of a file, with the tensors that lie in it.
+    fn corrupt(&self, file: usize, bad: &BadChunk) -> Error {
+        let end = bad.offset.saturating_add(bad.len);
+        let inside = self.table.sources().iter().filter(|source| {
+            let len = source.bits().div_ceil(8);
+            source.file as usize == file
+                && source.offset < end
+                && source.offset.saturating_add(len) > bad.offset
+        });
+        named(bad, inside.map(|source| &*source.name))
+    }
+
     /// What bytes there are.
     pub fn table(&self) -> &Table {
         &self.table
@@ -231,6 +277,15 @@ impl Origin {
     /// As [`Checkpoint::plan`].
     pub fn plan(&self, mesh: &Mesh, rules: &Rules) -> Result<Plan> {
         self.plan_request(&rules.request(&self.table, mesh)?)
+    }
+}
+
+fn without_other_metadata(file: &CheckpointFile) -> CheckpointFile {
+    let pairs = file.metadata.iter().flatten();
+    let sums = pairs.filter(|(key, _)| key == CHECKSUMS_KEY);
+    CheckpointFile {
+        metadata: Some(sums.cloned().collect()),
+        ..file.clone()
     }
 }
 
@@ -295,7 +350,8 @@ pub fn reshard_bytes(plan: &Plan) -> Result<u64> {
 /// [`Save::progress`] hears of the bytes of all ranks.
 ///
 /// # Errors
-/// What reading and writing can say. All ranks' files take the places of older ones at one moment: whoever opens the
+/// What reading and writing can say; with [`Save::keep`], which compares all files before anything is written,
+/// `CHECKSUM_MISMATCH`, `CHECKSUM_FORM`, `CHECKSUM_STALE`. All ranks' files take the places of older ones at one moment: whoever opens the
 /// folder as an [`Origin`] finds those of before or the new ones, whenever this is cut off.
 pub fn reshard(
     origin: &Origin,
@@ -305,6 +361,12 @@ pub fn reshard(
     save: &Save<'_>,
 ) -> Result<Vec<Saved>> {
     let planned = PlannedLoad::new(plan, origin.sources.clone())?;
+    // Ranks read the same bytes in many small pieces: one pass over the files beforehand costs less memory.
+    let kept = match save.keep {
+        true => origin.keep(save)?,
+        false => Kept::default(),
+    };
+    let save = &kept.save(save);
     let ranks = plan.mesh().size();
     let mut written = Written {
         done: 0,
@@ -317,7 +379,8 @@ pub fn reshard(
         ..save.clone()
     };
     if ranks <= 1 {
-        let saved = one_rank(&planned, 0, to, load, &save, &mut written)?;
+        let mut saved = one_rank(&planned, 0, to, load, &save, &mut written)?;
+        saved.notes.extend(kept.notes);
         // What is whole now was ranks' before, maybe.
         ranks::forget(to)?;
         return Ok(vec![saved]);
@@ -341,6 +404,9 @@ pub fn reshard(
         all.push(saved);
     }
     staging.publish()?;
+    if let Some(first) = all.first_mut() {
+        first.notes.extend(kept.notes);
+    }
     Ok(all)
 }
 

@@ -215,6 +215,7 @@ impl Files {
         Ok(Saved {
             files,
             index,
+            notes: Vec::new(),
             total_size: self.total,
             report: engine::Report {
                 seconds: self.start.elapsed().as_secs_f64(),

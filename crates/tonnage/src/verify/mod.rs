@@ -4,6 +4,8 @@
 //! A header can only be read up to its first fault, so one file gives at most one error of its own; the
 //! other files are still looked at, and so is how they fit together.
 
+mod together;
+
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -12,14 +14,14 @@ use tonnage_engine::checksum::{BadChunk, Checker, chunks_of};
 use tonnage_engine::{self as engine, Cancel, Options};
 use tonnage_foreign::gguf::Gguf;
 use tonnage_format::forever::CHECKSUMS_KEY;
-use tonnage_format::{self as format, Checksums, Header, Index, Reason};
+use tonnage_format::{Checksums, Header, Reason};
 use tonnage_storage::{FileSource, Source, temp};
 
-use crate::checkpoint::Checkpoint;
-use crate::checksums::{bad_chunks, hex, named, read_sidecar};
+use crate::checksums::{bad_chunks, compare_sidecar, named};
 use crate::error::{Error, Result};
-use crate::open::{Found, OpenOptions, find, names_in, open_beneath, read_header, read_index};
+use crate::open::{Found, OpenOptions, find, names_in, open_beneath, read_header};
 use crate::publish::SUFFIX;
+use together::{indexed, set};
 
 /// How much a finding matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -343,14 +345,8 @@ fn sidecar(
     source: &dyn Source,
     options: &Verify<'_>,
 ) -> Result<()> {
-    let Some(needed) = read_sidecar(path)? else {
+    if !compare_sidecar(path, source, &options.options())? {
         return Ok(());
-    };
-    let found = engine::hash::blake3_of(source, &options.options())?;
-    if found != needed {
-        let wrong = format::Error::new(Reason::ChecksumMismatch);
-        let wrong = wrong.found(format_args!("BLAKE3 {}", hex(&found)));
-        return Err(wrong.needed(hex(&needed)).into());
     }
     if let Some(file) = verification.files.last_mut() {
         file.hashed = true;
@@ -388,116 +384,6 @@ fn lints(verification: &mut Verification, label: &str, header: &Header<Vec<u8>>)
             None,
             format!("{} more of this kind", count - TOLD),
         );
-    }
-}
-
-fn set(verification: &mut Verification, root: &Path, names: &[String], options: &Verify<'_>) {
-    let files: Vec<File> = names
-        .iter()
-        .filter_map(|name| look_beneath(verification, root, name, options))
-        .collect();
-    twice(verification, &files, Severity::Error);
-    // Whether the files of a split GGUF model belong together is seen when they are opened as one.
-    let gguf = names.iter().any(|name| name.ends_with(".gguf"));
-    if gguf
-        && verification.files.iter().all(|file| file.readable)
-        && let Err(error) = Checkpoint::open_with(root, &options.open)
-    {
-        verification.error(&error);
-    }
-}
-
-/// Tensors that are in two files. Without an index nobody knows which one counts.
-fn twice(verification: &mut Verification, files: &[File], severity: Severity) {
-    let mut seen: HashMap<&str, &str> = HashMap::new();
-    for (label, header) in files {
-        for info in header.iter_by_offset() {
-            if let Some(first) = seen.insert(info.name, label) {
-                let error = format::Error::new(Reason::IndexTensorTwice)
-                    .tensor(info.name)
-                    .found(format_args!("it in {first:?} and in {label:?}"))
-                    .needed("each tensor in one file");
-                verification.error(&Error::from(error).in_file(label.clone()));
-                if let Some(finding) = verification.findings.last_mut() {
-                    finding.severity = severity;
-                }
-            }
-        }
-    }
-}
-
-fn indexed(verification: &mut Verification, root: &Path, path: &Path, options: &Verify<'_>) {
-    let label = path.display().to_string();
-    let index = match read_index(root, path, &options.open) {
-        Ok((index, _)) => index,
-        Err(error) => return verification.error(&error),
-    };
-    let mut files = Vec::new();
-    let mut readable: HashMap<&str, usize> = HashMap::new();
-    for name in index.files() {
-        if let Some(file) = look_beneath(verification, root, name, options) {
-            readable.insert(name, files.len());
-            files.push(file);
-        }
-    }
-    let mut total = 0_u64;
-    for (tensor, name) in index.iter() {
-        // A file that cannot be read is one finding, not one for each of its tensors.
-        let Some((label, header)) = readable.get(name).and_then(|&at| files.get(at)) else {
-            continue;
-        };
-        match header.get(tensor) {
-            Some(info) => total = total.saturating_add(info.byte_len()),
-            None => {
-                let lacking = format::Error::new(Reason::IndexTensorMissing).tensor(tensor);
-                verification.error(
-                    &Error::from(lacking.needed(format_args!("it in {name:?}")))
-                        .in_file(label.clone()),
-                );
-            }
-        }
-    }
-    twice(verification, &files, Severity::Warning);
-    extra(verification, &index, &files, &readable);
-    let complete = readable.len() == index.files().len();
-    if let Some(said) = index.total_size.filter(|&said| complete && said != total) {
-        let text = format!("the index says {said} bytes in all, the tensors take {total}");
-        verification.say(Severity::Note, "INDEX_TOTAL_SIZE", &label, None, text);
-    }
-    if let Ok((names, _)) = names_in(root) {
-        for name in names.iter().filter(|name| !index.files().contains(name)) {
-            let text = "the index does not name this file".to_owned();
-            verification.say(
-                Severity::Note,
-                "INDEX_UNNAMED_FILE",
-                &root.join(name).display().to_string(),
-                None,
-                text,
-            );
-        }
-    }
-}
-
-fn extra(
-    verification: &mut Verification,
-    index: &Index,
-    files: &[File],
-    readable: &HashMap<&str, usize>,
-) {
-    let mut names: Vec<(&str, usize)> = readable.iter().map(|(name, at)| (*name, *at)).collect();
-    names.sort_unstable_by_key(|&(_, at)| at);
-    for (name, at) in names {
-        let Some((label, header)) = files.get(at) else {
-            continue;
-        };
-        let extra = header
-            .iter()
-            .filter(|info| index.get(info.name) != Some(name))
-            .count();
-        if extra > 0 {
-            let text = format!("the index places {extra} of its tensors elsewhere or nowhere");
-            verification.say(Severity::Note, "INDEX_EXTRA_TENSORS", label, None, text);
-        }
     }
 }
 
