@@ -536,6 +536,7 @@ def _reshard(
     checksums: tuple[bool, bool] | None,
     threads: int | None,
     allow_symlinks: bool,
+    watch: Callable[[int], Callable[[int, int], object] | None],
 ) -> tuple[list[Any], int, int, int, float]: ...
 def _plan_bytes(
     this: _Plan, handle: _Handle | None, rank: int, profile: str | None = None

@@ -6,7 +6,7 @@ import json
 import os
 from dataclasses import dataclass
 
-from tonnage import _errors, _save
+from tonnage import _errors, _progress, _save
 from tonnage._native import _reshard
 from tonnage._placements import Mesh, Replicate
 from tonnage._plan import Plan
@@ -43,9 +43,10 @@ def reshard(
     checksums: _save.Checksums | None = None,
     threads: int | None = None,
     allow_symlinks: bool = False,
+    progress: _progress.ProgressLike = None,
 ) -> Resharded:
     """Writes what every rank of a mesh has, file to file: no GPU, no model, and in memory a few
-    portions at a time.
+    portions at a time. Killed at any moment, it leaves what was there before, or all of the new.
 
     ```python
     tonnage.reshard("Qwen3-8B/", "tp4/", tonnage.Mesh(tp=4))
@@ -56,7 +57,7 @@ def reshard(
     Args:
         source: a checkpoint, or a folder that this function wrote: all of its ranks are needed.
         target: a folder, which gets `rank-00000.safetensors` and so on; for one rank where `save`
-            would write.
+            would write. It may be `source`.
         to: the ranks; or a `Plan` for the checkpoint `source`, which may be of a model's own rules.
             Default: one rank that has everything.
         rules: with a mesh: patterns and placements, of which the first that matches a name holds.
@@ -65,6 +66,7 @@ def reshard(
         max_shard_size, fsync, threads: as for `save`.
         checksums: as for `convert`.
         allow_symlinks: as for `open`.
+        progress: as for `save`, in bytes of all ranks' tensors.
 
     Returns:
         The names of the files, and how much it was.
@@ -72,8 +74,7 @@ def reshard(
     Raises:
         UsageError: a rank's file is missing, is of another save, or says nothing of its parts; a
             tensor without a rule; parts that do not make up their tensor.
-        And what `open` and `save` raise. Each rank's files appear whole or not at all; what a save
-        that was cut off leaves is refused when it is read.
+        And what `open` and `save` raise.
     """
     if isinstance(to, Plan) and rules is not None:
         raise _errors.usage("a plan has its rules")
@@ -84,16 +85,28 @@ def reshard(
         text = f"rules must be 'auto' or a dict of patterns and placements, not {rules!r}"
         raise _errors.usage(text, "RULES", found=rules)
     by_rule = None if rules is None or isinstance(rules, str) else json.dumps(patterns(rules))
-    files, ranks, tensors, total, seconds = _reshard(
-        os.fspath(source),
-        os.fspath(target),
-        to._native if isinstance(to, Plan) else None,
-        json.dumps({**mesh.to_json(), "targets": []}),
-        by_rule,
-        None if max_shard_size is None else _save.size(max_shard_size),
-        fsync,
-        _save._sums_of_copy(checksums),
-        threads,
-        allow_symlinks,
-    )
+    bar: _progress.Progress | None = None
+
+    def watch(total: int) -> _progress.Progress | None:
+        nonlocal bar
+        bar = _progress.start(progress, total, "reshard")
+        return bar
+
+    try:
+        files, ranks, tensors, total, seconds = _reshard(
+            os.fspath(source),
+            os.fspath(target),
+            to._native if isinstance(to, Plan) else None,
+            json.dumps({**mesh.to_json(), "targets": []}),
+            by_rule,
+            None if max_shard_size is None else _save.size(max_shard_size),
+            fsync,
+            _save._sums_of_copy(checksums),
+            threads,
+            allow_symlinks,
+            watch,
+        )
+    finally:
+        if bar is not None:
+            bar.close()
     return Resharded(tuple(map(os.fsdecode, files)), ranks, tensors, total, seconds)

@@ -93,7 +93,7 @@ fn edits_keep_checksums_and_renew_the_hash() {
         &["metadata", "set", source, "note=x"][..],
         &["metadata", "delete", source, "note"],
         &["rename", source, "steps", "counted"],
-        &["metadata", "set", source, "note=y", "--in-place"],
+        &["metadata", "delete", source, "format", "--in-place"],
     ] {
         expect(0, verb);
         assert_eq!(verified(&path), (true, true), "{verb:?}");

@@ -417,11 +417,11 @@ fn json_has_the_fields_that_were_promised() {
     );
     has_keys(
         &expect_json(0, &["shard", text(&a), text(&folder.path().join("s"))]),
-        ".bytes .files .index .output .schema .seconds .tensors",
+        ".bytes .files .index .notes .output .schema .seconds .tensors",
     );
     has_keys(
         &expect_json(0, &["metadata", "set", text(&a), "k=v"]),
-        ".bytes_written .deleted .file .renamed .schema .way",
+        ".bytes_written .deleted .file .notes .renamed .schema .way",
     );
     has_keys(
         &expect_json(0, &["metadata", "get", text(&a)]),

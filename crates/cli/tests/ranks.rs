@@ -111,3 +111,63 @@ fn reshard_goes_to_other_meshes_and_back() {
     );
     expect(0, &["diff", text(&path), text(&back)]);
 }
+
+#[test]
+fn what_fsdp_and_tensor_parallel_ranks_saved_goes_to_tensor_parallel_ranks() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = model(folder.path(), "m.safetensors", 4);
+    let at = |name: &str| folder.path().join(name);
+    // FSDP2 outside of tensor parallelism cuts rows that this cut already: PyTorch's strided shards.
+    let rows = r#"{"fsdp": {"strided": {"dim": 0, "groups": 2}}, "tp": {"shard": {"dim": 0}}}"#;
+    let both = at("both.json");
+    std::fs::write(
+        &both,
+        format!(r#"{{"*.weight": {rows}, "*": "replicate"}}"#),
+    )
+    .unwrap();
+    let columns = ["--rules", "*.weight=shard:1", "--rules", "*=replicate"];
+    let (path, both) = (text(&path), text(&both));
+    let reshard = |from: &str, to: &std::path::Path, rest: &[&str]| {
+        let words = [&["reshard", from, text(to), "--mesh"], rest].concat();
+        expect(0, &words)
+    };
+    let from = [
+        (
+            "fsdp",
+            vec![
+                "fsdp=4",
+                "--rules",
+                "*.weight=shard:0",
+                "--rules",
+                "*=replicate",
+            ],
+        ),
+        ("both", vec!["fsdp=2,tp=2", "--rules", both]),
+    ];
+    let tp = [&["tp=2"][..], &columns].concat();
+    reshard(path, &at("wanted"), &tp);
+    for (name, mesh) in from {
+        reshard(path, &at(name), &mesh);
+        assert_eq!(listing(&at(name)).len(), 4);
+        let to = at(&format!("{name}-tp"));
+        reshard(text(&at(name)), &to, &tp);
+        assert_eq!(listing(&to), listing(&at("wanted")));
+        for file in listing(&to) {
+            let wanted = at("wanted").join(&file);
+            expect(0, &["diff", text(&wanted), text(&to.join(&file))]);
+        }
+        // In place as well: the folder that is read is the one that is replaced.
+        reshard(
+            text(&at(name)),
+            &at(name),
+            &[&tp[..], &["--force"]].concat(),
+        );
+        assert_eq!(listing(&at(name)), listing(&at("wanted")));
+        reshard(
+            text(&at(name)),
+            &at("back.safetensors"),
+            &["tp=1", "--force"],
+        );
+        expect(0, &["diff", path, text(&at("back.safetensors"))]);
+    }
+}

@@ -12,6 +12,7 @@ use tonnage_engine::{
 };
 use tonnage_format::slice::Range;
 use tonnage_format::{Dtype, Reason};
+use tonnage_quant::map::QuantMap;
 
 use crate::arena::{Arena, Rules, place, too_large};
 use crate::checkpoint::Checkpoint;
@@ -58,6 +59,8 @@ pub struct DeviceLoad {
     /// Asks for GPUDirect Storage on CUDA devices; without a setting it is never tried. Where it does not work, and
     /// with `verify`, bytes go through the staging memory, and the report says why.
     pub gds: Option<gds::Settings>,
+    /// Quantised tensors of this map come as numbers, each under its logical name ([`Checkpoint::dequantized`]).
+    pub dequantize: Option<Arc<QuantMap>>,
 }
 
 impl fmt::Debug for DeviceLoad {
@@ -264,6 +267,18 @@ impl Checkpoint {
     /// `SELECT` for a tensor that the map has no device for; what a driver said. Whatever the error, all memory
     /// that was allocated here is free again.
     pub fn load_to(&self, map: impl Into<DeviceMap>, load: &DeviceLoad) -> Result<DeviceLoaded> {
+        if let Some(numbers) = self.numbers(load)? {
+            let plain = DeviceLoad {
+                dequantize: None,
+                verify: false,
+                ..load.clone()
+            };
+            let loaded = numbers.load_to(map, &plain)?;
+            if let Some(report) = numbers.report() {
+                self.set_report(report);
+            }
+            return Ok(loaded);
+        }
         let (map, begin) = (map.into(), Instant::now());
         let (planned, missing) = plan(self, &map, load)?;
         let verifying = self.verifying(&planned, load)?;
@@ -288,6 +303,19 @@ impl Checkpoint {
             missing,
             report,
         })
+    }
+
+    /// The checkpoint of numbers, where a load wants them; its bytes have been verified if that is wanted.
+    pub(crate) fn numbers(&self, load: &DeviceLoad) -> Result<Option<Checkpoint>> {
+        let Some(map) = &load.dequantize else {
+            return Ok(None);
+        };
+        let numbers = self.dequantized(map, load.dtype)?;
+        if load.verify {
+            let names = self.made_of(&numbers, map, &load.select);
+            self.verify_tensors(&names, &load.rest_options())?;
+        }
+        Ok(Some(numbers))
     }
 
     /// The checkers of the files of these tensors, if they are wanted.

@@ -6,6 +6,7 @@ use tonnage_engine::{
     self as engine, Cancel, HostBuffer, OnProgress, Options, Progress, Read, Strategy,
 };
 use tonnage_format::Dtype;
+use tonnage_quant::map::QuantMap;
 use tonnage_storage::Source;
 
 use crate::cast::{cast, cast_len, castable};
@@ -33,6 +34,8 @@ pub struct Load<'a> {
     /// How the files are read. A load has memory of its own, so [`Strategy::Lazy`] is [`Strategy::Auto`] here;
     /// [`Checkpoint::view`] gives views.
     pub strategy: Strategy,
+    /// Quantised tensors of this map come as numbers, each under its logical name ([`Checkpoint::dequantized`]).
+    pub dequantize: Option<&'a QuantMap>,
 }
 
 /// [`OnProgress`] with a `Debug` of its own.
@@ -207,6 +210,19 @@ impl Checkpoint {
     /// dtype to which nothing can be cast; what the system said; `CANCELLED`; with [`Load::verify`] `NO_CHECKSUMS`,
     /// `CHECKSUM_FORM`, `CHECKSUM_STALE`, and `CHECKSUM_MISMATCH`.
     pub fn load(&self, load: &Load<'_>) -> Result<Loaded> {
+        if let Some(map) = load.dequantize {
+            let numbers = self.dequantized(map, load.dtype)?;
+            if load.verify {
+                self.verify_tensors(&self.made_of(&numbers, map, &load.select), &load.options())?;
+            }
+            let loaded = numbers.load(&Load {
+                dequantize: None,
+                verify: false,
+                ..load.clone()
+            })?;
+            self.set_report(loaded.report.clone());
+            return Ok(loaded);
+        }
         let (positions, missing) = self.select(&load.select);
         if let ([], Some(first)) = (&positions[..], missing.first()) {
             let text = format!("nothing is selected: no tensor matches {first:?}");

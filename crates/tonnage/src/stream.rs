@@ -80,6 +80,11 @@ impl Checkpoint {
     /// seam of two tensors is compared when both have been read, so its error may come after the first of
     /// them, at the end at the latest.
     pub fn stream_to(&self, map: impl Into<DeviceMap>, stream: &Stream) -> Result<DeviceStream> {
+        if let Some(numbers) = self.numbers(&stream.load)? {
+            let mut plain = stream.clone();
+            (plain.load.dequantize, plain.load.verify) = (None, false);
+            return numbers.stream_to(map, &plain);
+        }
         let map = map.into();
         let (planned, missing) = plan(self, &map, &stream.load)?;
         let order = order(&planned, &stream.order)?;

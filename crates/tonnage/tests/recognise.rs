@@ -36,7 +36,7 @@ fn a_configuration_beside_the_file_decides_and_without_it_strict_refuses() {
     let from = corpus().join("gptq");
     let case = fs::read_dir(&from).unwrap().map(|e| e.unwrap().path());
     let case = case
-        .filter(|path| path.join("config.json").is_file())
+        .filter(|path| path.join("quantize_config.json").is_file())
         .min()
         .unwrap();
     let folder = tempfile::tempdir().unwrap();
@@ -45,26 +45,37 @@ fn a_configuration_beside_the_file_decides_and_without_it_strict_refuses() {
     let alone = Checkpoint::open(&model).unwrap();
     let guessed = alone.quantization(Policy::Lenient).unwrap();
     assert!(!guessed.is_empty());
-    fs::copy(case.join("config.json"), folder.path().join("config.json")).unwrap();
+    fs::copy(
+        case.join("quantize_config.json"),
+        folder.path().join("quantize_config.json"),
+    )
+    .unwrap();
     let told = Checkpoint::open(&model).unwrap();
     let map = told.quantization(Policy::Strict).unwrap();
     assert_eq!(map.len(), guessed.len());
     for tensor in map.tensors() {
         assert!(matches!(tensor.meaning, Meaning::Preset(..)));
-        let by_config = |e: &tonnage::quant::Evidence| matches!(e.provenance, Provenance::Config(_));
+        let by_config =
+            |e: &tonnage::quant::Evidence| matches!(e.provenance, Provenance::Config(_));
         assert!(tensor.evidence.iter().any(by_config), "{tensor:?}");
     }
     // A configuration that can't be read is a warning; the rest is recognised all the same.
-    fs::write(folder.path().join("config.json"), "{").unwrap();
+    fs::write(folder.path().join("quantize_config.json"), "{").unwrap();
     let broken = Checkpoint::open(&model).unwrap();
     let map = broken.quantization(Policy::Lenient).unwrap();
     assert_eq!(map.len(), guessed.len());
-    assert!(map.warnings.iter().any(|w| w.contains("config.json")), "{:?}", map.warnings);
+    assert!(
+        map.warnings
+            .iter()
+            .any(|w| w.contains("quantize_config.json")),
+        "{:?}",
+        map.warnings
+    );
 }
 
 #[test]
 fn a_checkpoint_without_quantised_tensors_has_an_empty_map() {
-    let bytes = tonnage::to_bytes::<tonnage::Tensor<'_>>(&[], &tonnage::Save::default());
+    let bytes = tonnage::to_bytes(&[], &tonnage::Save::default());
     let empty = Checkpoint::from_bytes(bytes.unwrap(), "<bytes>", &Default::default()).unwrap();
     assert!(empty.quantization(Policy::Strict).unwrap().is_empty());
 }

@@ -95,6 +95,29 @@ def test_names_say_where_tensors_go(whole: Path, tmp_path: Path) -> None:
     assert shapes["model.norm.weight"] == (24,)
 
 
+def test_progress_is_in_bytes_of_all_ranks(whole: Path, tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    done = tonnage.reshard(
+        whole,
+        tmp_path / "tp",
+        tonnage.Mesh(tp=4),
+        progress=lambda *at: told.append(at),
+    )
+    assert told[0] == (0, done.total_size)
+    assert told[-1] == (done.total_size, done.total_size)
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    before = sorted(path.name for path in (tmp_path / "tp").iterdir())
+    with pytest.raises(KeyboardInterrupt):
+        tonnage.reshard(whole, tmp_path / "tp", tonnage.Mesh(tp=3), progress=stop)
+    assert sorted(path.name for path in (tmp_path / "tp").iterdir()) == before
+    # Into the folder that is read.
+    tonnage.reshard(tmp_path / "tp", tmp_path / "tp", tonnage.Mesh(tp=2))
+    assert len(list((tmp_path / "tp").iterdir())) == 2
+
+
 def test_what_is_wrong_is_refused(whole: Path, tmp_path: Path) -> None:
     done = tonnage.reshard(whole, tmp_path / "tp", tonnage.Mesh(tp=2))
     with pytest.raises(tonnage.UsageError, match="no rule"):

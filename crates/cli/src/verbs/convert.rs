@@ -2,7 +2,7 @@
 
 use tonnage::Checkpoint;
 use tonnage::gguf::{Export, GgmlType, OwnedValue, convert, export};
-use tonnage::quant::{self, Difference};
+use tonnage::quant::{self, Difference, Policy};
 
 use crate::args::{Common, Convert};
 use crate::exit::Failure;
@@ -49,7 +49,7 @@ fn repacked(
 ) -> Result<u8, Failure> {
     let map = match &args.from {
         Some(json) => checkpoint.described(json)?,
-        None => checkpoint.own_quantized()?,
+        None => checkpoint.quantization(Policy::Strict)?,
     };
     let tensors = checkpoint.len() as u64;
     copying.with_notes(tensors, common, out, |save| {

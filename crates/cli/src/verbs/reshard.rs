@@ -3,13 +3,13 @@
 use std::io::Write;
 
 use serde_json::json;
-use tonnage::plan::{Origin, PlanLoad, reshard};
-use tonnage::{Durability, Save};
+use tonnage::plan::{Origin, PlanLoad, RECORD, reshard};
+use tonnage::{Durability, OnProgressOf, Save};
 
 use super::write::Copying;
 use crate::args::{Common, Reshard};
 use crate::exit::{Failure, OK};
-use crate::terminal::{Out, cancel};
+use crate::terminal::{Bar, Out, cancel};
 use crate::{json, text};
 
 /// Runs the verb.
@@ -20,6 +20,12 @@ pub fn run(args: &Reshard, common: &Common, out: &mut Out) -> Result<u8, Failure
         .map(super::size)
         .transpose()?;
     Copying::to(&args.target, max_size).must_be_free()?;
+    if !args.target.force && args.target.output.join(RECORD).exists() {
+        // Of a save that was cut off when all of it was there.
+        let output = args.target.output.display();
+        let text = format!("{output} has ranks' files already; --force replaces them");
+        return Err(Failure::Usage(text));
+    }
     let origin = Origin::open(&args.target.input, &super::options(common))?;
     let request = super::plan::request(&args.placed, origin.table(), &args.target.input)?;
     let plan = origin.plan_request(&request)?;
@@ -27,7 +33,10 @@ pub fn run(args: &Reshard, common: &Common, out: &mut Out) -> Result<u8, Failure
         cancel: Some(cancel()),
         ..PlanLoad::default()
     };
+    let bar = Bar::new("writing", 0);
+    let progress = |progress| bar.set(progress);
     let save = Save {
+        progress: Some(OnProgressOf(&progress)),
         max_shard_size: max_size,
         durability: if args.target.no_sync {
             Durability::None
@@ -40,6 +49,7 @@ pub fn run(args: &Reshard, common: &Common, out: &mut Out) -> Result<u8, Failure
         ..Save::default()
     };
     let saved = reshard(&origin, &plan, &args.target.output, &load, &save)?;
+    drop(bar);
     let files: Vec<_> = saved.iter().flat_map(|one| &one.files).collect();
     let notes: Vec<_> = saved.iter().flat_map(|one| &one.notes).cloned().collect();
     let bytes: u64 = saved.iter().map(|one| one.total_size).sum();
@@ -49,7 +59,7 @@ pub fn run(args: &Reshard, common: &Common, out: &mut Out) -> Result<u8, Failure
         let report = json!({
             "schema": "tonnage.reshard/1", "output": output, "files": files,
             "ranks": plan.mesh().size(), "tensors": plan.targets().len(), "bytes": bytes,
-            "checksum_notes": super::notes(&notes),
+            "notes": super::notes(&notes),
         });
         json::write(out, &report)?;
         return Ok(OK);

@@ -129,15 +129,16 @@ impl<'a> Copying<'a> {
                 .iter()
                 .map(|file| file.to_string_lossy())
                 .collect();
-            let mut report = json!({
+            let told = notes
+                .iter()
+                .map(|text| json!({"code": "CONVERSION", "text": text, "file": null}));
+            let notes: Vec<_> = told.chain(super::notes(&saved.notes)).collect();
+            let report = json!({
                 "schema": "tonnage.write/1", "output": output, "files": files,
                 "index": saved.index.as_ref().map(|index| index.to_string_lossy()),
                 "tensors": tensors, "bytes": saved.total_size, "seconds": saved.report.seconds,
-                "checksum_notes": super::notes(&saved.notes),
+                "notes": notes,
             });
-            if !notes.is_empty() {
-                report["notes"] = json!(notes);
-            }
             json::write(out, &report)?;
             return Ok(OK);
         }

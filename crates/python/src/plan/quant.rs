@@ -3,8 +3,8 @@
 use pyo3::prelude::*;
 use tonnage::Dtype;
 use tonnage::engine::Options;
-use tonnage::quant::Policy;
 use tonnage::plan::{self, Fallback, PlanLoad, QuantMap, QuantPlan, QuantShard, Rules};
+use tonnage::quant::Policy;
 
 use super::load::{Done, done, strategy_of};
 use super::{NativePlan, named};

@@ -7,6 +7,7 @@ use tonnage::OpenOptions;
 use tonnage::plan::{self, ModelConfig, Origin, Plan, PlanLoad, Request, Rules};
 
 use super::NativePlan;
+use crate::paved::failure::usage;
 use crate::paved::run::{self, run};
 use crate::paved::save::{Sums, copy_settings, told};
 
@@ -28,7 +29,8 @@ fn plan_of(origin: &Origin, source: &Path, of: &str, rules: Option<&str>) -> ton
 type Resharded = (Vec<PathBuf>, u32, usize, u64, f64);
 
 /// Writes what every rank has: of a plan that is there, or of a mesh. `of` is then a request without targets, as for
-/// `_plan_rules`; without `rules`, tensors are placed by their names.
+/// `_plan_rules`; without `rules`, tensors are placed by their names. `watch` is given the bytes that will be written,
+/// and gives what hears of them, or nothing.
 #[pyfunction]
 #[pyo3(name = "_reshard")]
 #[allow(
@@ -47,31 +49,36 @@ pub fn reshard(
     checksums: Option<Sums>,
     threads: Option<usize>,
     allow_symlinks: bool,
+    watch: Bound<'_, PyAny>,
 ) -> PyResult<Resharded> {
     let save = copy_settings(None, max_shard_size, fsync, checksums);
-    let request = run::Request {
-        total: 0,
+    let request = |total, progress| run::Request {
+        total,
         threads,
-        progress: None,
+        progress,
         cancel: None,
         python: false,
         slow: true,
     };
-    run(py, request, |options| {
-        let begin = std::time::Instant::now();
+    let begin = std::time::Instant::now();
+    let (origin, made, total) = run(py, request(0, None), |_| {
         let open = OpenOptions {
             allow_symlinks,
             ..OpenOptions::default()
         };
         let origin = Origin::open(&source, &open)?;
-        let made: Plan;
-        let plan = match &ready {
-            Some(ready) => &ready.get().plan,
-            None => {
-                made = plan_of(&origin, &source, &of, rules.as_deref())?;
-                &made
-            }
+        let made = match &ready {
+            Some(_) => None,
+            None => Some(plan_of(&origin, &source, &of, rules.as_deref())?),
         };
+        let plan = made.as_ref().or(ready.as_ref().map(|one| &one.get().plan));
+        let total = plan.map_or(Ok(0), plan::reshard_bytes)?;
+        Ok((origin, made, total))
+    })?;
+    let progress = Some(watch.call1((total,))?).filter(|one| !one.is_none());
+    let plan = made.as_ref().or(ready.as_ref().map(|one| &one.get().plan));
+    let plan = plan.ok_or_else(|| usage("PLAN_FORM", "there is no plan"))?;
+    run(py, request(total, progress.as_ref()), |options| {
         let load = PlanLoad {
             threads: options.threads,
             cancel: options.cancel,

@@ -215,7 +215,6 @@ impl<'a> Recogniser<'a, '_> {
         ];
         if codes_at == ".weight._data" {
             draft.int("bits", 8, Provenance::Shapes, Certain);
-            draft.put("shape", sizes(&codes.shape), Provenance::Shapes, Certain);
             return self.make(
                 module,
                 "quanto",

@@ -4,8 +4,8 @@
 //! in memory at a time, and what they write is there whole or not at all.
 
 mod config;
+mod dequantize;
 mod detect;
-mod map_text;
 mod one;
 mod quantize;
 mod repack;

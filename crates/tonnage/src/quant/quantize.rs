@@ -142,7 +142,9 @@ pub(super) fn finish(
     let mut metadata = checkpoint.metadata().clone();
     // Another scheme's own words would be wrong now.
     metadata.retain(|key, _| !FOREIGN.contains(&key.as_str()));
-    metadata.insert("quant.map".to_owned(), super::map_text::map_text(&map));
+    let rows = plain.iter().map(part).collect::<Result<Vec<_>>>()?;
+    let text = map.to_json(&rows).map_err(super::raised)?;
+    metadata.insert("quant.map".to_owned(), text);
     if config::is_mlx(to) {
         metadata.insert("format".to_owned(), "mlx".to_owned());
     }
@@ -176,6 +178,14 @@ fn item<'a>(tensor: &TensorRef<'a>) -> Result<Item<'a>> {
         dtype: tensor.dtype()?,
         shape: tensor.shape(),
         content: Content::Stored(*tensor),
+    })
+}
+
+fn part(tensor: &TensorRef<'_>) -> Result<Part> {
+    Ok(Part {
+        name: tensor.name().to_owned(),
+        dtype: tensor.dtype()?,
+        shape: tensor.shape().to_vec(),
     })
 }
 
