@@ -46,9 +46,9 @@ GROUPS = {
     ),
     "METADATA_NULL": (
         "Null metadata",
-        'The reference takes `"__metadata__":null` for absent metadata. The strict profile takes an '
-        "object (clause 7.1). Since MLX writes null where a file has no metadata, our readers take "
-        "it too unless they are asked to be strict (clause 10.1), and `verify` remarks on it.",
+        'The reference takes `"__metadata__":null` for absent metadata. The strict profile takes '
+        "an object (clause 7.1). Since MLX writes null where a file has no metadata, our readers "
+        "take it too unless they are asked to be strict (clause 10.1), and `verify` remarks on it.",
     ),
     "ORDERED_ZERO_OVERFLOW": (
         "Overflow excused by a zero",

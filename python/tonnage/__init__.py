@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     )
     from ._plan import LocalTensor, Plan, Proof, RankBytes, TensorBytes
     from ._prefetch import PrefetchLoader, prefetch
+    from ._quantization import Quantization, QuantTensor
     from ._quantize import (
         GgufSaved,
         PackedTensor,
@@ -99,6 +100,8 @@ _LAZY = {
     "OnlyRank": "_placements",
     "Owner": "_placements",
     "PackedTensor": "_quantize",
+    "QuantTensor": "_quantization",
+    "Quantization": "_quantization",
     "PadTo": "_placements",
     "Placement": "_placements",
     "Plan": "_plan",
@@ -186,6 +189,8 @@ __all__ = [
     "PrefetchLoader",
     "Proof",
     "PySafeSlice",
+    "QuantTensor",
+    "Quantization",
     "QuantizedCheckpoint",
     "RankBytes",
     "RankError",

@@ -18,6 +18,7 @@ from tonnage import (
     _load,
     _native,
     _prefetch,
+    _quantization,
     _slices,
     _sources,
 )
@@ -247,6 +248,7 @@ class Checkpoint(Mapping[str, TensorRef]):
         self._label = label
         self.report: _load.Report | None = None
         self._gguf: _gguf.GgufInfo | None = None
+        self._quantization: _quantization.Quantization | None = None
 
     @property
     def _handle(self) -> _Handle:
@@ -293,6 +295,21 @@ class Checkpoint(Mapping[str, TensorRef]):
         return self._gguf
 
     @property
+    def quantization(self) -> _quantization.Quantization:
+        """What was recognised of quantised tensors: the scheme of each, its parameters, and by
+        which evidence: `quant.map`, what a library wrote into the files, configurations beside
+        them, names, dtypes and shapes, and a few values. What is not recognised is a plain tensor.
+        """
+        if self._quantization is None:
+            self._quantization = _quantization.Quantization(self._handle, self._label)
+        return self._quantization
+
+    @property
+    def quantized(self) -> _quantization.Quantization:
+        """The quantised tensors: a `QuantTensor` by logical name or module."""
+        return self.quantization
+
+    @property
     def files(self) -> tuple[FileInfo, ...]:
         """The files, in order."""
         return tuple(FileInfo(*row) for row in self._handle.files())
@@ -327,6 +344,7 @@ class Checkpoint(Mapping[str, TensorRef]):
         progress: ProgressLike = None,
         verify: bool = False,
         gds: bool = False,
+        dequantize: bool = False,
     ) -> dict[str, Any]:
         """Reads tensors into memory of their own, in bulk and by several threads.
 
@@ -362,6 +380,10 @@ class Checkpoint(Mapping[str, TensorRef]):
                 NVIDIA's GPUDirect Storage. Where that does not work, and with `verify`, bytes go
                 through `staging` as ever, and `report.reason` says why; `tonnage devices` tells
                 what to do.
+            dequantize: quantised tensors as numbers, each under its logical name in place of its
+                parts, which `select` and `into` then go by too. They have the scheme's own dtype,
+                or `dtype`. Families that are only carried stay parts. With `verify`, the parts are
+                read once more, before.
 
         Returns:
             The tensors by name, in file order; with `into`, those that were filled.
@@ -376,6 +398,14 @@ class Checkpoint(Mapping[str, TensorRef]):
 
         `report` tells what was done.
         """
+        if dequantize:
+            numbers = self.quantization.checked(select, verify)
+            loaded = numbers.load(
+                select, framework=framework, device=device, dtype=dtype, into=into, strict=strict,
+                threads=threads, staging=staging, strategy=strategy, progress=progress, gds=gds,
+            )  # fmt: skip
+            self.report = numbers.report
+            return loaded
         options = _load.Options(framework, device, dtype, threads, staging, strategy, verify, gds)
         if into is not None:
             return _load.load_into(self, select, into, strict, options, progress)
@@ -396,6 +426,7 @@ class Checkpoint(Mapping[str, TensorRef]):
         strategy: str = "auto",
         budget: int | str = "256MiB",
         gds: bool = False,
+        dequantize: bool = False,
     ) -> Iterator[tuple[str, Any]]:
         """Yields `(name, tensor)` while later tensors are being read.
 
@@ -403,7 +434,7 @@ class Checkpoint(Mapping[str, TensorRef]):
             order: the names to yield, in this order. Default: as bytes land, which is about the
                 order of the files and reads fastest.
             select: as for `load`, instead of `order`.
-            framework, device, dtype, threads, staging, strategy, gds: as for `load`.
+            framework, device, dtype, threads, staging, strategy, gds, dequantize: as for `load`.
             budget: memory, in bytes or as `"256MiB"`, for tensors read ahead and not yet yielded:
                 of the host, or of the device that they go to. One tensor is always read, however
                 large.
@@ -411,6 +442,8 @@ class Checkpoint(Mapping[str, TensorRef]):
         Raises the errors of `load`, when the iterator comes to them.
         """
         options = _load.Options(framework, device, dtype, threads, staging, strategy, gds=gds)
+        if dequantize:
+            return self.quantization.stream(self, order, select, options, budget)
         return _load.stream(self, order, select, options, budget)
 
     def prefetch(
@@ -467,7 +500,7 @@ class Checkpoint(Mapping[str, TensorRef]):
 
     def close(self) -> None:
         """Lets go of the files. Tensors that were read stay; later reads raise `UsageError`."""
-        self._open_handle = None
+        self._open_handle, self._quantization = None, None
 
     def __enter__(self) -> Self:
         return self

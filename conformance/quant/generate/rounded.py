@@ -1,8 +1,10 @@
 """Tensors that libraries quantised by rounding to nearest, with the values that they were made of.
 
-One file a library: `rounded/<library>.safetensors`. A case has `<case>.values` (F32), and parts as the library
-computed them: `.codes` one a byte or as the library packs them, `.scale`, `.zero`, `.global`. Run this once in each
-library's environment: `python conformance/quant/generate/rounded.py compressed-tensors|torchao|mlx|bitsandbytes`.
+One file a library: `rounded/<library>.safetensors`. A case has `<case>.values` (F32), and parts as
+the library computed them: `.codes` one a byte or as the library packs them, `.scale`, `.zero`,
+`.global`. Run this once in each library's environment, with its name:
+`python conformance/quant/generate/rounded.py compressed-tensors`, `torchao`, `mlx` or
+`bitsandbytes`.
 """
 
 from __future__ import annotations

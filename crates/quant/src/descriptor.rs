@@ -43,6 +43,28 @@ pub enum Role {
     Other,
 }
 
+impl Role {
+    /// Its name: `group_index`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::Codes => "codes",
+            Role::Scale => "scale",
+            Role::GlobalScale => "global_scale",
+            Role::Zero => "zero",
+            Role::GroupIndex => "group_index",
+            Role::Shape => "shape",
+            Role::Table => "table",
+            Role::NestedScale => "nested_scale",
+            Role::NestedTable => "nested_table",
+            Role::State => "state",
+            Role::InputScale => "input_scale",
+            Role::Bitmask => "bitmask",
+            Role::RowOffsets => "row_offsets",
+            Role::Other => "other",
+        }
+    }
+}
+
 /// How the bits of a scale, a zero point or a table become a number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[non_exhaustive]

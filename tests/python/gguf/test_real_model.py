@@ -58,6 +58,21 @@ def test_all_of_it_is_what_the_gguf_package_reads(model: Path, reader: gguf.GGUF
     assert tonnage.verify(model).ok
 
 
+def test_its_values_are_those_of_the_gguf_package(model: Path, reader: gguf.GGUFReader) -> None:
+    checkpoint = tonnage.open(model)
+    assert checkpoint.quantization.schemes["ggml/Q4_K@1"] == 27
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    seen = 0
+    for name, values in checkpoint.stream(framework="numpy", dequantize=True):
+        tensor = tensors[name]
+        # The vocabulary's 168 million values take the package long: its first and last rows.
+        rows = slice(None) if tensor.data.size < 1 << 24 else np.r_[0:64, -64:0]
+        wanted = gguf.quants.dequantize(tensor.data[rows], tensor.tensor_type)
+        assert np.array_equal(values[rows].view(np.uint32), wanted.view(np.uint32)), name
+        seen += 1
+    assert seen == len(tensors) == 236
+
+
 def test_a_slice_is_the_rows_of_the_file(model: Path, reader: gguf.GGUFReader) -> None:
     checkpoint = tonnage.open(model)
     tensor = next(t for t in reader.tensors if t.name == "token_embd.weight")

@@ -58,6 +58,14 @@ impl Handle {
         }
     }
 
+    /// A checkpoint made over this one, which reads what this one reads.
+    pub fn over(&self, checkpoint: Checkpoint) -> Self {
+        Handle {
+            runs_python: self.runs_python,
+            ..Self::new(checkpoint)
+        }
+    }
+
     /// Whether reading runs Python code, which may be slow.
     pub fn runs_python(&self) -> bool {
         self.runs_python

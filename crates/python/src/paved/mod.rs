@@ -3,7 +3,8 @@
 //! * [`handle`]: an open checkpoint; [`source`]: what it was opened from.
 //! * [`read`]: bulk reads into Python's memory; [`run`]: Ctrl-C and progress around any long work.
 //! * [`save`]: saving and the streaming writer; [`verify`]: everything that is wrong.
-//! * [`gguf`]: what GGUF headers say; conversions between containers. [`packed`]: tensors quantised and converted.
+//! * [`gguf`]: what GGUF headers say; conversions between containers. [`packed`]: tensors quantised and converted;
+//!   [`quantization`]: what was recognised.
 //! * [`failure`]: the façade's errors as exceptions.
 //!
 //! The Python half (`tonnage._checkpoint` and its neighbours) makes tensors of what comes from here. All
@@ -13,6 +14,7 @@ pub mod failure;
 mod gguf;
 pub mod handle;
 mod packed;
+mod quantization;
 pub mod read;
 pub mod run;
 pub(crate) mod save;
@@ -29,6 +31,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<run::CancelFlag>()?;
     module.add_class::<save::NativeWriter>()?;
     module.add_class::<packed::PyPacked>()?;
+    module.add_class::<quantization::PyQuantMap>()?;
     module.add_function(wrap_pyfunction!(save::save, module)?)?;
     module.add_function(wrap_pyfunction!(verify::verify, module)?)?;
     for function in [

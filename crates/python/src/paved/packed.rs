@@ -26,6 +26,29 @@ pub struct PyPacked {
     packed: Packed,
 }
 
+/// The parameters of a scheme.
+pub(super) fn params_of<'py>(py: Python<'py>, meaning: &Meaning) -> PyResult<Bound<'py, PyDict>> {
+    let dict = PyDict::new(py);
+    if let Meaning::Preset(_, params) = meaning {
+        for (name, value) in &params.0 {
+            match value {
+                Param::Flag(value) => dict.set_item(name, value)?,
+                Param::Int(value) => dict.set_item(name, value)?,
+                Param::Text(value) => dict.set_item(name, value)?,
+                Param::List(value) => dict.set_item(name, value)?,
+            }
+        }
+    }
+    Ok(dict)
+}
+
+impl PyPacked {
+    /// Around a tensor.
+    pub(super) fn new(packed: Packed) -> Self {
+        PyPacked { packed }
+    }
+}
+
 #[pymethods]
 impl PyPacked {
     /// Its name.
@@ -54,18 +77,7 @@ impl PyPacked {
 
     /// The scheme's parameters.
     fn params<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let dict = PyDict::new(py);
-        if let Meaning::Preset(_, params) = &self.packed.tensor.meaning {
-            for (name, value) in &params.0 {
-                match value {
-                    Param::Flag(value) => dict.set_item(name, value)?,
-                    Param::Int(value) => dict.set_item(name, value)?,
-                    Param::Text(value) => dict.set_item(name, value)?,
-                    Param::List(value) => dict.set_item(name, value)?,
-                }
-            }
-        }
-        Ok(dict)
+        params_of(py, &self.packed.tensor.meaning)
     }
 
     /// The parts: name, dtype, shape, bytes.

@@ -45,6 +45,15 @@ impl Checkpoint {
         QuantMap::detect(&rows, &configs, &mut sniff, policy).map_err(raised)
     }
 
+    /// The value of the metadata key `quant.map` that says what a map says of this checkpoint's tensors.
+    ///
+    /// # Errors
+    /// `QUANT_SIZE` where finding patterns for the names takes too long.
+    pub fn quant_map(&self, map: &QuantMap) -> Result<String> {
+        let rows: Vec<Part> = self.tensors().filter_map(|tensor| part(&tensor)).collect();
+        map.to_json(&rows).map_err(raised)
+    }
+
     /// The blocks of a GGUF file, which names the type of each tensor.
     fn blocks(&self) -> Result<QuantMap> {
         let mut map = QuantMap::default();

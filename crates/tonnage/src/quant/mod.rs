@@ -14,12 +14,13 @@ mod spool;
 pub use one::{quantize_tensor, repack_tensor, target, values};
 pub use quantize::{Quantized, Rule, quantize, rules};
 pub use repack::{Repacked, read, repack};
+pub use tonnage_quant::descriptor::Role;
 pub use tonnage_quant::map::{
     Ambiguity, Confidence, Evidence, Meaning, Policy, Provenance, QTensor, QuantMap,
 };
 pub use tonnage_quant::packed::{Difference, Packed};
 pub use tonnage_quant::repack::{How, Report};
-pub use tonnage_quant::scheme::Param;
+pub use tonnage_quant::scheme::{Param, Part};
 pub use tonnage_quant::target::{FORMS, Form, Target, To};
 
 pub(crate) use config::read as config_of;
