@@ -108,6 +108,7 @@ def anonymous():
     return int(line.split()[1]) << 10
 
 path, device, staging = sys.argv[1], sys.argv[2], int(sys.argv[3])
+dequantize = sys.argv[4] == "True"
 checkpoint = tonnage.open(path)
 # The driver and its context are there before anything is measured.
 checkpoint.load("output_norm.weight", device=device, framework="tonnage", staging=staging)
@@ -120,17 +121,20 @@ def watch():
 
 watcher = threading.Thread(target=watch)
 watcher.start()
-found = checkpoint.load(device=device, framework="tonnage", staging=staging)
+found = checkpoint.load(
+    device=device, framework="tonnage", staging=staging, dequantize=dequantize
+)
 over.set()
 watcher.join()
 grown = max(most[0], anonymous()) - before
 peak = checkpoint.report.peak_staging
 held = anonymous()
 sums = {name: tensor.numpy() for name, tensor in found.items() if "blk.7" in name}
-wanted = checkpoint.load("blk.7.*", framework="numpy")
+wanted = checkpoint.load("blk.7.*", framework="numpy", dequantize=dequantize)
 assert sums and all((sums[name] == wanted[name]).all() for name in wanted)
 nbytes = sum(tensor.nbytes for tensor in found.values())
-assert nbytes == checkpoint.nbytes, (nbytes, checkpoint.nbytes)
+whole = checkpoint.quantization.numbers if dequantize else checkpoint
+assert nbytes == whole.nbytes, (nbytes, whole.nbytes)
 del sums, wanted, found
 freed = held - anonymous()
 # Memory of a device that is none is the process's own: what of it came back was the device's.
@@ -145,19 +149,28 @@ def within(printed: str, staging: int) -> None:
     assert extra <= staging + 32 * MIB, f"{extra / MIB:.1f} MiB besides the model"
 
 
-@pytest.mark.parametrize("staging", [8 * MIB, 64 * MIB])
-def test_loading_to_a_card_takes_the_staging_budget(model: Path, staging: int) -> None:
-    printed = on_stub(WATCHED, model, "cuda:0", staging, STUB_MEM_MIB="1024")
+BUDGETS = pytest.mark.parametrize(
+    ("staging", "dequantize"), [(8 * MIB, False), (64 * MIB, False), (8 * MIB, True)]
+)
+
+
+@BUDGETS
+def test_loading_to_a_card_takes_the_staging_budget(
+    model: Path, staging: int, dequantize: bool
+) -> None:
+    printed = on_stub(WATCHED, model, "cuda:0", staging, dequantize, STUB_MEM_MIB="2048")
     print(printed)
     within(printed, staging)
 
 
-@pytest.mark.parametrize("staging", [8 * MIB, 64 * MIB])
-def test_loading_to_vulkan_takes_the_staging_budget(model: Path, staging: int) -> None:
+@BUDGETS
+def test_loading_to_vulkan_takes_the_staging_budget(
+    model: Path, staging: int, dequantize: bool
+) -> None:
     kinds = {kind.kind: kind for kind in tonnage.devices()}
     if not kinds["vulkan"].devices:
         assert "CI" not in os.environ, kinds["vulkan"].missing
         pytest.skip(str(kinds["vulkan"].missing))
-    printed = on_stub(WATCHED, model, "vulkan:0", staging)
+    printed = on_stub(WATCHED, model, "vulkan:0", staging, dequantize)
     print(printed)
     within(printed, staging)

@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes  # noqa: F401  NumPy's bfloat16
 import numpy as np
 import pytest
 import tonnage
