@@ -6,52 +6,12 @@
 
 mod support;
 
-use support::random;
+use support::{random, round_trip, target};
 use tonnage_quant::Reason;
 use tonnage_quant::descriptor::{Float, Role};
-use tonnage_quant::map::Meaning;
 use tonnage_quant::packed::Packed;
 use tonnage_quant::quantize::quantize;
 use tonnage_quant::repack::{How, repack};
-use tonnage_quant::target::Target;
-
-fn target(text: &str) -> Target {
-    Target::parse(text).unwrap()
-}
-
-/// The bits that a tensor's scheme is told.
-fn bits(packed: &Packed) -> Option<u32> {
-    match &packed.tensor.meaning {
-        Meaning::Preset(_, params) => params.int("bits").unwrap().map(|bits| bits as u32),
-        _ => None,
-    }
-}
-
-/// There and back again, and what is between has the same values.
-fn round_trip(packed: &Packed, there: &str, back: &str, how: How) {
-    let (name, from) = (&packed.tensor.name, packed.tensor.preset());
-    let (made, report) = repack(packed, &target(there), false)
-        .unwrap_or_else(|e| panic!("{name} {from} to {there}: {e}"));
-    assert_eq!(report.how, how, "{name} {from} to {there}");
-    assert_eq!(report.difference.changed, 0);
-    let difference = packed.difference(&made).unwrap();
-    assert_eq!(difference.changed, 0, "{from} to {there}: {difference:?}");
-    let mut back = target(back);
-    if back.bits.is_none() {
-        back.bits = bits(packed);
-    }
-    let (again, _) = repack(&made, &back, false)
-        .unwrap_or_else(|e| panic!("{name} {from} from {there} back: {e}"));
-    for (role, bytes) in &packed.bytes {
-        assert!(
-            again.bytes[role] == *bytes,
-            "{name} {from} by {there}: {role:?} differs"
-        );
-    }
-    if how == How::Rearranged {
-        assert_eq!(again.tensor.dtype, packed.tensor.dtype);
-    }
-}
 
 fn values(count: usize, seed: u64) -> Vec<f32> {
     let mut state = seed;

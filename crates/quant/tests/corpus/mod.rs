@@ -3,17 +3,18 @@
 
 #![allow(dead_code, reason = "each test uses its part")]
 
+mod file;
+
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
 
+pub use file::{File, corpus, decoded};
 use serde_json::Value;
-use tonnage_format::{Dtype, Header, ReadOptions};
+use tonnage_format::Dtype;
 use tonnage_quant::dequantize::dequantize;
 use tonnage_quant::descriptor::{Float, Role};
 use tonnage_quant::interpret::{Bytes, interpret};
 use tonnage_quant::map::QTensor;
-use tonnage_quant::numbers::{bf16_to_f32, f16_to_f32};
 use tonnage_quant::scheme::{Param, Params, Part, Parts, Scheme};
 
 /// Schemes in the corpus that the table has no row for yet: their checkpoints stay ordinary tensors.
@@ -22,56 +23,6 @@ pub const NO_ROW: &[&str] = &["ct-marlin-24", "ct-sparse-24-bitmask", "ct-sparse
 /// Schemes whose libraries give zeros another sign than the product has: by a table without a negative zero, by
 /// a difference taken the other way round, or by a branch for the code.
 pub const SIGN_OF_ZERO: &[&str] = &["bnb4", "marlin", "nvfp4-mul"];
-
-pub struct File {
-    pub header: Header,
-    pub bytes: Vec<u8>,
-}
-
-impl File {
-    pub fn open(path: &Path) -> Self {
-        let bytes = fs::read(path).unwrap();
-        let header = Header::parse(
-            bytes.clone(),
-            Some(bytes.len() as u64),
-            &ReadOptions::strict(),
-        )
-        .unwrap();
-        File { header, bytes }
-    }
-
-    pub fn get(&self, name: &str) -> Option<(Dtype, Vec<u64>, &[u8])> {
-        let info = self.header.get(name)?;
-        let start = (self.header.data_start() + info.begin) as usize;
-        let bytes = &self.bytes[start..start + info.byte_len() as usize];
-        Some((info.dtype.known().ok()?, info.shape.to_vec(), bytes))
-    }
-}
-
-pub fn corpus() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../conformance/quant")
-}
-
-pub fn decoded(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
-    let halves = || {
-        bytes
-            .as_chunks::<2>()
-            .0
-            .iter()
-            .map(|b| u16::from_le_bytes(*b))
-    };
-    match dtype {
-        Dtype::F32 => bytes
-            .as_chunks::<4>()
-            .0
-            .iter()
-            .map(|b| f32::from_le_bytes(*b))
-            .collect(),
-        Dtype::F16 => halves().map(f16_to_f32).collect(),
-        Dtype::BF16 => halves().map(bf16_to_f32).collect(),
-        other => panic!("{other}"),
-    }
-}
 
 fn configuration(case: &Value) -> Value {
     let path = corpus()

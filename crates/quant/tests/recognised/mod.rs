@@ -5,40 +5,22 @@
     reason = "the corpus is files; not every test uses all of this"
 )]
 
+#[path = "../corpus/file.rs"]
+mod file;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
 
+use file::{File, corpus, decoded};
 use serde_json::Value;
-use tonnage_format::{Dtype, Header, ReadOptions};
+use tonnage_format::Dtype;
 use tonnage_quant::Error;
 use tonnage_quant::map::{Policy, QuantMap};
-use tonnage_quant::numbers::{bf16_to_f32, f16_to_f32};
 use tonnage_quant::recognise::Configs;
 use tonnage_quant::scheme::Part;
 
-/// A safetensors file in memory.
-pub struct File {
-    pub header: Header,
-    pub bytes: Vec<u8>,
-}
-
 impl File {
-    pub fn open(path: &Path) -> Self {
-        let bytes = fs::read(path).unwrap();
-        let len = Some(bytes.len() as u64);
-        let header = Header::parse(bytes.clone(), len, &ReadOptions::strict()).unwrap();
-        File { header, bytes }
-    }
-
-    pub fn get(&self, name: &str) -> Option<(Dtype, Vec<u64>, &[u8])> {
-        let info = self.header.get(name)?;
-        let start = (self.header.data_start() + info.begin) as usize;
-        let bytes = &self.bytes[start..start + info.byte_len() as usize];
-        Some((info.dtype.known().ok()?, info.shape.to_vec(), bytes))
-    }
-
     pub fn tensors(&self) -> Vec<(String, Dtype)> {
         let names = self.header.iter().map(|info| info.name.to_string());
         names
@@ -81,12 +63,8 @@ pub struct Case {
     pub configs: Configs,
 }
 
-pub fn folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../conformance/quant")
-}
-
 pub fn cases() -> Vec<Case> {
-    let text = fs::read(folder().join("cases.json")).unwrap();
+    let text = fs::read(corpus().join("cases.json")).unwrap();
     let all: Value = serde_json::from_slice(&text).unwrap();
     all["cases"]
         .as_array()
@@ -99,7 +77,7 @@ pub fn cases() -> Vec<Case> {
 impl Case {
     fn open(row: &Value) -> Self {
         let path = row["path"].as_str().unwrap().to_owned();
-        let here = folder().join(&path);
+        let here = corpus().join(&path);
         let model = File::open(&here.join("model.safetensors"));
         let mut configs = Configs::new(model.metadata());
         for file in Configs::FILES {
@@ -128,23 +106,7 @@ impl Case {
     /// The library's own values: dtype, shape as stored, and the values in that order.
     pub fn wanted(&self, name: &str) -> (&'static str, Vec<u64>, Vec<f32>) {
         let (dtype, mut shape, bytes) = self.expected.get(name).unwrap();
-        let halves = || {
-            bytes
-                .as_chunks::<2>()
-                .0
-                .iter()
-                .map(|b| u16::from_le_bytes(*b))
-        };
-        let mut values: Vec<f32> = match dtype {
-            Dtype::F32 => bytes
-                .as_chunks::<4>()
-                .0
-                .iter()
-                .map(|b| f32::from_le_bytes(*b))
-                .collect(),
-            Dtype::F16 => halves().map(f16_to_f32).collect(),
-            _ => halves().map(bf16_to_f32).collect(),
-        };
+        let mut values = decoded(dtype, bytes);
         if self.scheme() == "mxfp4" && shape.len() == 3 {
             // transformers turns the last two axes of experts.
             let (rows, columns) = (shape[1] as usize, shape[2] as usize);

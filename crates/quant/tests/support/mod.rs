@@ -9,9 +9,11 @@ use std::path::Path;
 use serde_json::Value;
 use tonnage_format::{Dtype, Header, ReadOptions};
 use tonnage_quant::descriptor::Float;
-use tonnage_quant::map::QTensor;
+use tonnage_quant::map::{Meaning, QTensor};
 use tonnage_quant::packed::Packed;
+use tonnage_quant::repack::{How, repack};
 use tonnage_quant::scheme::{Param, Params, Part, Parts, Scheme};
+use tonnage_quant::target::Target;
 
 /// A tensor of the corpus.
 pub struct Case {
@@ -27,6 +29,45 @@ pub fn random(state: &mut u64) -> u64 {
         .wrapping_mul(6_364_136_223_846_793_005)
         .wrapping_add(1_442_695_040_888_963_407);
     *state >> 33
+}
+
+/// A target, from its text.
+pub fn target(text: &str) -> Target {
+    Target::parse(text).unwrap()
+}
+
+/// The bits that a tensor's scheme is told.
+pub fn bits(packed: &Packed) -> Option<u32> {
+    match &packed.tensor.meaning {
+        Meaning::Preset(_, params) => params.int("bits").unwrap().map(|bits| bits as u32),
+        _ => None,
+    }
+}
+
+/// There and back again, and what is between has the same values.
+pub fn round_trip(packed: &Packed, there: &str, back: &str, how: How) {
+    let (name, from) = (&packed.tensor.name, packed.tensor.preset());
+    let (made, report) = repack(packed, &target(there), false)
+        .unwrap_or_else(|e| panic!("{name} {from} to {there}: {e}"));
+    assert_eq!(report.how, how, "{name} {from} to {there}");
+    assert_eq!(report.difference.changed, 0);
+    let difference = packed.difference(&made).unwrap();
+    assert_eq!(difference.changed, 0, "{from} to {there}: {difference:?}");
+    let mut back = target(back);
+    if back.bits.is_none() {
+        back.bits = bits(packed);
+    }
+    let (again, _) = repack(&made, &back, false)
+        .unwrap_or_else(|e| panic!("{name} {from} from {there} back: {e}"));
+    for (role, bytes) in &packed.bytes {
+        assert!(
+            again.bytes[role] == *bytes,
+            "{name} {from} by {there}: {role:?} differs"
+        );
+    }
+    if how == How::Rearranged {
+        assert_eq!(again.tensor.dtype, packed.tensor.dtype);
+    }
 }
 
 /// Every tensor of a scheme of the corpus, read as `preset` with these parameters on top of bits, group and shape.
