@@ -5,11 +5,11 @@
 //! `TONNAGE_KILLS=500 cargo test -p tonnage --test crash_reshard` does it more often.
 
 mod common;
+mod victim;
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use common::{Tensor, names, refs};
@@ -105,42 +105,6 @@ fn child() {
     }
 }
 
-/// Starts a child, kills it after `delay`, and gives what it said: started and done last. `held` was done before.
-fn kill_one(folder: &Path, held: u64, first: u64, delay: Duration) -> (u64, u64) {
-    let mut child = Command::new(std::env::current_exe().unwrap())
-        .args([
-            "--ignored",
-            "--exact",
-            "child",
-            "--nocapture",
-            "--test-threads=1",
-        ])
-        .env(CHILD, format!("{first},{}", folder.display()))
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    let mut said = (first, held);
-    let mut hear = |line: String| {
-        let mut words = line.split_whitespace();
-        match (words.next(), words.next().and_then(|n| n.parse().ok())) {
-            (Some("start"), Some(n)) => said.0 = n,
-            (Some("done"), Some(n)) => said.1 = n,
-            _ => return false,
-        }
-        true
-    };
-    while !hear(lines.next().expect("the child started").unwrap()) {}
-    std::thread::sleep(delay);
-    child.kill().unwrap();
-    child.wait().unwrap();
-    for line in lines {
-        hear(line.unwrap_or_default());
-    }
-    said
-}
-
 #[test]
 fn killed_at_any_moment_the_old_ranks_or_the_new_are_whole() {
     let kills = std::env::var("TONNAGE_KILLS").map_or(30, |n| n.parse().unwrap());
@@ -153,10 +117,10 @@ fn killed_at_any_moment_the_old_ranks_or_the_new_are_whole() {
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
-        let (started, done) = kill_one(
-            folder.path(),
-            held,
-            next,
+        let (started, done) = victim::killed(
+            CHILD,
+            format!("{next},{}", folder.path().display()),
+            (next, held),
             Duration::from_micros(state % 50_000),
         );
         let found = generation(&ranks);

@@ -6,11 +6,11 @@
 //! `TONNAGE_KILLS=1000 cargo test -p tonnage --test crash_save` does it more often.
 
 mod common;
+mod victim;
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use common::{Tensor, names, refs};
@@ -154,45 +154,18 @@ fn random(state: &mut u64) -> u64 {
 /// Starts a child, kills it at a random moment, and gives what it said: started and done last.
 fn kill_one(kind: Kind, folder: &Path, first: u64, state: &mut u64) -> (u64, u64) {
     let at = Kind::ALL.iter().position(|k| *k == kind).unwrap();
-    let mut child = Command::new(std::env::current_exe().unwrap())
-        .args([
-            "--ignored",
-            "--exact",
-            "child",
-            "--nocapture",
-            "--test-threads=1",
-        ])
-        .env(CHILD, format!("{at},{first},{}", folder.display()))
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    let mut said = (first, first - 1);
-    let mut hear = |line: String| {
-        let mut words = line.split_whitespace();
-        match (words.next(), words.next().and_then(|n| n.parse().ok())) {
-            (Some("start"), Some(n)) => said.0 = n,
-            (Some("done"), Some(n)) => said.1 = n,
-            _ => return false,
-        }
-        true
-    };
-    // From the first start on, so that the kill falls into saving.
-    while !hear(lines.next().expect("the child started").unwrap()) {}
     // A save takes a few milliseconds, one that syncs some dozens.
     let longest = if random(state).is_multiple_of(2) {
         8_000
     } else {
         60_000
     };
-    std::thread::sleep(Duration::from_micros(random(state) % longest));
-    child.kill().unwrap();
-    child.wait().unwrap();
-    for line in lines {
-        hear(line.unwrap_or_default());
-    }
-    said
+    victim::killed(
+        CHILD,
+        format!("{at},{first},{}", folder.display()),
+        (first, first - 1),
+        Duration::from_micros(random(state) % longest),
+    )
 }
 
 fn kills(kind: Kind) {

@@ -16,15 +16,13 @@ const ROLES: &[(Role, &str)] = &[
 
 impl<'a> Recogniser<'a, '_> {
     pub(super) fn awq(&mut self, module: &Module<'a>) -> bool {
-        let (
-            Some((codes, rows, words)),
-            Some((_, zero_rows, zero_columns)),
-            Some((scales, groups, columns)),
-        ) = (
-            module.matrix(".qweight"),
-            module.matrix(".qzeros"),
-            module.matrix(".scales"),
-        )
+        let Some(
+            [
+                (codes, rows, words),
+                (_, zero_rows, zero_columns),
+                (scales, groups, columns),
+            ],
+        ) = module.packed()
         else {
             return false;
         };

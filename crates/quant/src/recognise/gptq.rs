@@ -34,15 +34,13 @@ pub(crate) struct Zeros {
 
 impl<'a> Recogniser<'a, '_> {
     pub(super) fn gptq(&mut self, module: &Module<'a>) -> bool {
-        let (
-            Some((codes, words, out)),
-            Some((zeros, _, zero_words)),
-            Some((scales, groups, columns)),
-        ) = (
-            module.matrix(".qweight"),
-            module.matrix(".qzeros"),
-            module.matrix(".scales"),
-        )
+        let Some(
+            [
+                (codes, words, out),
+                (zeros, _, zero_words),
+                (scales, groups, columns),
+            ],
+        ) = module.packed()
         else {
             return false;
         };

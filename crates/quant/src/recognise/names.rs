@@ -60,7 +60,6 @@ const SUFFIXES: &[&str] = &[
     ".compressed",
     ".bitmask",
     ".row_offsets",
-    ".shape",
     ".trellis",
     ".suh",
     ".svh",
@@ -92,9 +91,14 @@ const SUFFIXES: &[&str] = &[
     ".backward_hadamard_matrix",
     ".comfy_quant",
     ".W_q",
+];
+
+/// The tensors that HQQ keeps of each weight besides codes, scales and zero points.
+pub(super) const HQQ_SCALARS: &[&str] = &[
     ".nbits",
     ".group_size",
     ".axis",
+    ".shape",
     ".packing",
     ".compute_dtype",
     ".channel_wise",
@@ -141,6 +145,15 @@ impl<'a> Module<'a> {
         }
     }
 
+    /// Codes, zero points and scales under the names of GPTQ and AWQ, with their extents.
+    pub(crate) fn packed(&self) -> Option<[(&'a Part, u64, u64); 3]> {
+        Some([
+            self.matrix(".qweight")?,
+            self.matrix(".qzeros")?,
+            self.matrix(".scales")?,
+        ])
+    }
+
     /// The first of some parts that is there, with its suffix.
     pub(crate) fn first(&self, suffixes: &[&'static str]) -> Option<(&'static str, &'a Part)> {
         suffixes
@@ -155,6 +168,7 @@ pub(crate) fn modules(rows: &[Part]) -> BTreeMap<&str, Module<'_>> {
     for part in rows {
         let longest = SUFFIXES
             .iter()
+            .chain(HQQ_SCALARS)
             .filter(|suffix| part.name.ends_with(**suffix))
             .max_by_key(|suffix| suffix.len());
         let Some(suffix) = longest else { continue };

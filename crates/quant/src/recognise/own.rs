@@ -7,6 +7,7 @@ use serde_json::Value;
 use tonnage_format::Dtype;
 
 use super::config::float;
+use super::names::HQQ_SCALARS;
 use super::{Draft, Recogniser, shape_in, sizes};
 use crate::descriptor::Role;
 use crate::error::{Error, Reason};
@@ -327,23 +328,3 @@ impl<'a> Recogniser<'a, '_> {
         }
     }
 }
-
-/// The tensors that HQQ keeps of each weight besides codes, scales and zero points.
-const HQQ_SCALARS: &[&str] = &[
-    ".nbits",
-    ".group_size",
-    ".axis",
-    ".shape",
-    ".packing",
-    ".compute_dtype",
-    ".channel_wise",
-    ".encoded_state_dict",
-    ".offload_meta",
-    ".optimize",
-    ".quant_scale",
-    ".quant_zero",
-    ".round_zero",
-    ".stores_quant_config",
-    ".unpack_view_dtype",
-    ".view_as_float",
-];
