@@ -47,7 +47,7 @@ def test_by_the_map_and_by_the_configuration(form: str, plain: Path, tmp_path: P
     checkpoint = tonnage.open(target)
     found = checkpoint.quantization
     assert found.schemes == {FORMS[form]: 4}
-    assert not (found.ambiguities or found.refused or found.warnings)
+    assert (found.ambiguities, found.refused, found.warnings) == ((), {}, ())
     assert {one.source for tensor in found.values() for one in tensor.evidence} == {"quant.map"}
     values = checkpoint.load(framework="numpy", dequantize=True)
     original = tonnage.open(plain).load(framework="numpy")
